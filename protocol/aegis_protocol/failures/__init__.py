@@ -1,4 +1,4 @@
-"""The named failures that can cross a wire, one file per noun. Importing this registers them all."""
+"""The named failures that can cross a wire, one file per noun; importing it registers all."""
 
 from importlib import import_module
 from pkgutil import iter_modules

@@ -1,0 +1,238 @@
+"""
+What control and an agent say to each other over `GET /agents/link`, a WebSocket.
+
+One frame is one JSON object, told apart by `type`, at most 256 KiB.
+
+    control -> agent   ToAgent    challenge, welcome, refused, job.offer, signal.candidate,
+                                  job.cancel, job.revoke, lease.revoke, pause, resume, drain, ping
+    agent -> control   ToControl  hello, signal.answer, signal.candidate, job.accepted,
+                                  job.rejected, job.moved, boards.changed, facts, status, pong
+
+Control speaks first: challenge, hello, welcome (or refused). Any authenticated frame is life.
+Fields may be added, never renamed.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal, TypeAlias
+
+from pydantic import Field, StringConstraints, TypeAdapter
+
+from aegis_protocol.board import Board
+from aegis_protocol.errors import ErrorBody
+from aegis_protocol.http_api import IceServer, IssuerKey, Sdp, Toolchain
+from aegis_protocol.model import Id, Labels, TargetName, UnixSeconds, Wire
+from aegis_protocol.states import JobState
+
+MAX_FRAME_BYTES: Final = 262_144
+
+
+class Challenge(Wire):
+    """base_url: CONTROL_PUBLIC_BASE_URL; an agent accepts only the one it is configured for."""
+
+    type: Literal["challenge"] = "challenge"
+    nonce: str = Field(min_length=16, max_length=128)
+    base_url: str = Field(max_length=256)
+
+
+class HeldJob(Wire):
+    """A job that the agent still has when it (re)connects."""
+
+    job_id: Id
+    state: JobState
+    attempt: int = 1
+    boards: dict[Id, int] = Field(default_factory=dict)
+
+
+class Hello(Wire):
+    """signature: base64url, over `link_statement(nonce, base_url)`. clock: unix seconds."""
+
+    type: Literal["hello"] = "hello"
+    protocol: int
+    agent_id: Id
+    public_key: str = Field(max_length=64)
+    signature: str = Field(max_length=128)
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+    version: str = Field(max_length=40)
+    targets: tuple[TargetName, ...] = Field(default=(), max_length=64)
+    toolchains: tuple[Toolchain, ...] = Field(default=(), max_length=32)
+    boards: tuple[Board, ...] = Field(default=(), max_length=256)
+    slots: int = Field(ge=0, le=256)
+    cpu_cores: float = Field(gt=0)
+    memory_mb: int = Field(gt=0)
+    labels: Labels = Field(default_factory=dict)
+    clock: UnixSeconds
+    jobs: tuple[HeldJob, ...] = Field(default=(), max_length=256)
+    warm_projects: tuple[Id, ...] = Field(default=(), max_length=1024)
+    paused: str | None = Field(default=None, max_length=200)
+    """Why the agent takes no new jobs, when it does not."""
+
+
+class Welcome(Wire):
+    type: Literal["welcome"] = "welcome"
+    protocol: int
+    server_time: UnixSeconds
+    issuer_keys: tuple[IssuerKey, ...]
+    ping_secs: float = Field(gt=0)
+    silence_secs: float = Field(gt=0)
+    """A link without a frame for so long is down."""
+    over_jobs: tuple[Id, ...] = ()
+    """Those of hello's jobs that control knows to be over: end them."""
+
+
+class Refused(Wire):
+    """In place of welcome, or later (link.superseded); control closes the socket after it."""
+
+    type: Literal["refused"] = "refused"
+    error: ErrorBody
+
+
+class JobFrame(Wire):
+    job_id: Id
+
+
+class JobOffer(JobFrame):
+    type: Literal["job.offer"] = "job.offer"
+    jti: Id
+    grant: str = Field(max_length=8192)
+    sdp: Sdp
+    ice_servers: tuple[IceServer, ...] = Field(default=(), max_length=16)
+
+
+class SignalCandidate(JobFrame):
+    """Both ways; an empty candidate is the end of candidates."""
+
+    type: Literal["signal.candidate"] = "signal.candidate"
+    jti: Id
+    candidate: str = Field(max_length=1024)
+    sdpMid: str | None = Field(default=None, max_length=64)
+    sdpMLineIndex: int | None = Field(default=None, ge=0, le=64)
+
+
+class JobCancel(JobFrame):
+    """Cancel what runs and end the job as canceled."""
+
+    type: Literal["job.cancel"] = "job.cancel"
+    reason: str = Field(default="", max_length=200)
+
+
+class JobRevoke(JobFrame):
+    """Close the job's connections at once; jti names one of them."""
+
+    type: Literal["job.revoke"] = "job.revoke"
+    jti: Id | None = None
+    reason: str = Field(default="", max_length=200)
+
+
+class LeaseRevoke(Wire):
+    type: Literal["lease.revoke"] = "lease.revoke"
+    board_id: Id
+    fence: int
+    force: bool = False
+
+
+class Pause(Wire):
+    type: Literal["pause"] = "pause"
+    reason: str = Field(default="", max_length=200)
+
+
+class Resume(Wire):
+    type: Literal["resume"] = "resume"
+
+
+class Drain(Wire):
+    type: Literal["drain"] = "drain"
+
+
+class Ping(Wire):
+    type: Literal["ping"] = "ping"
+    time: UnixSeconds
+
+
+class Pong(Wire):
+    type: Literal["pong"] = "pong"
+    time: UnixSeconds
+
+
+class SignalAnswer(JobFrame):
+    type: Literal["signal.answer"] = "signal.answer"
+    jti: Id
+    sdp: Sdp
+    signature: str = Field(max_length=128)
+
+
+class JobAccepted(JobFrame):
+    """The grant holds and the peer's connection is open: the job runs. ends_at: by the agent."""
+
+    type: Literal["job.accepted"] = "job.accepted"
+    jti: Id
+    ends_at: UnixSeconds
+
+
+class JobRejected(JobFrame):
+    type: Literal["job.rejected"] = "job.rejected"
+    jti: Id
+    error: ErrorBody
+
+
+class JobMoved(JobFrame):
+    """The job's state at the agent changed. project_key: what is warm there now."""
+
+    type: Literal["job.moved"] = "job.moved"
+    state: JobState
+    error: ErrorBody | None = None
+    ends_at: UnixSeconds | None = None
+    project_key: Id | None = None
+
+
+class BoardsChanged(Wire):
+    type: Literal["boards.changed"] = "boards.changed"
+    boards: tuple[Board, ...] = Field(max_length=256)
+
+
+class Facts(JobFrame):
+    """For the audit: artifact digests, a board's MAC. The agent's claims, never content."""
+
+    type: Literal["facts"] = "facts"
+    facts: dict[str, Any]
+
+
+class Status(Wire):
+    """The agent pauses (reason), resumes (None) or drains by itself."""
+
+    type: Literal["status"] = "status"
+    paused: str | None = Field(default=None, max_length=200)
+    draining: bool = False
+
+
+ToAgent: TypeAlias = Annotated[
+    Challenge
+    | Welcome
+    | Refused
+    | JobOffer
+    | SignalCandidate
+    | JobCancel
+    | JobRevoke
+    | LeaseRevoke
+    | Pause
+    | Resume
+    | Drain
+    | Ping,
+    Field(discriminator="type"),
+]
+TO_AGENT: Final[TypeAdapter[ToAgent]] = TypeAdapter(ToAgent)
+
+ToControl: TypeAlias = Annotated[
+    Hello
+    | SignalAnswer
+    | SignalCandidate
+    | JobAccepted
+    | JobRejected
+    | JobMoved
+    | BoardsChanged
+    | Facts
+    | Status
+    | Pong,
+    Field(discriminator="type"),
+]
+TO_CONTROL: Final[TypeAdapter[ToControl]] = TypeAdapter(ToControl)

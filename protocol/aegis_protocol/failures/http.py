@@ -1,0 +1,133 @@
+"""What control answers when it refuses a request."""
+
+from aegis_protocol.errors import AegisError
+
+
+class BadRequest(AegisError):
+    code = "request.invalid"
+    remedy = "Correct the field that the message names; docs/protocol.md has examples."
+
+
+class TooLarge(AegisError):
+    code = "request.too_large"
+    remedy = "Send less in one request."
+
+
+class KeyMissing(AegisError):
+    code = "auth.key_missing"
+    remedy = "Run `espctl login URL`, or set MCP_AUTH_SECRET to an API key."
+
+
+class KeyWrong(AegisError):
+    code = "auth.key_wrong"
+    remedy = "Check the key; an operator makes a new one with `aegis-control keys create`."
+
+
+class KeysDiffer(AegisError):
+    code = "auth.keys_differ"
+    remedy = "Send the key once: as `Authorization: Bearer` or as `X-API-Key`."
+
+
+class RoleInsufficient(AegisError):
+    code = "role.insufficient"
+    remedy = "Ask an operator for a key with a higher role (`aegis-control keys create --role`)."
+
+
+class ChannelNotAllowed(AegisError):
+    code = "channel.not_allowed"
+    remedy = "Leave the channel out, or have the operator add it to ALLOWED_CHANNELS."
+
+
+class TargetNotAllowed(AegisError):
+    code = "target.not_allowed"
+    remedy = "This key may not build for that target: ask an operator for another key."
+
+
+class BoardNotAllowed(AegisError):
+    code = "board.not_allowed"
+    remedy = "This key may not use that board: `espctl boards` shows the ones it may."
+
+
+class AgentNotFound(AegisError):
+    code = "agent.not_found"
+    remedy = "`espctl agents` lists the agents there are."
+
+
+class JobNotFound(AegisError):
+    code = "job.not_found"
+    remedy = "`espctl jobs` lists your jobs."
+
+
+class JobOver(AegisError):
+    code = "job.over"
+    remedy = "Start a new job; `espctl download` gets what the old one built."
+
+
+class NotFound(AegisError):
+    code = "path.not_found"
+    remedy = "docs/protocol.md lists every endpoint."
+
+
+class IdempotencyConflict(AegisError):
+    code = "request.idempotency_conflict"
+    remedy = "Use a new Idempotency-Key for a new request."
+
+
+class RateLimited(AegisError):
+    code = "request.rate_limited"
+    remedy = "Wait for the time in Retry-After, then try again."
+    retryable = True
+
+
+class Unavailable(AegisError):
+    code = "control.unavailable"
+    remedy = "Control is starting, stopping or has lost its store: try again in a moment."
+    retryable = True
+
+
+class OriginRefused(AegisError):
+    code = "origin.refused"
+    remedy = "Add this exact origin to ALLOWED_ORIGINS on control."
+
+
+class EnrollRefused(AegisError):
+    code = "enroll.refused"
+    remedy = "Make a new token with `aegis-control enroll-token create`; a token serves once."
+
+
+class LinkRefused(AegisError):
+    code = "link.refused"
+    remedy = "Enrol this agent: `aegis-agent enroll --token …`."
+
+
+class LinkSuperseded(AegisError):
+    code = "link.superseded"
+    remedy = "Another process uses this agent's key: run one agent per state directory."
+
+
+class AgentOffline(AegisError):
+    code = "agent.offline"
+    remedy = "The agent has no link to control right now: wait, or choose another agent."
+    retryable = True
+
+
+class ControlUnreachable(AegisError):
+    code = "control.unreachable"
+    remedy = "Check the URL, that `aegis-control serve` runs there, and the network between."
+    retryable = True
+
+
+class ControlAnswerInvalid(AegisError):
+    code = "control.answer_invalid"
+    remedy = "The server at this URL does not speak Aegis' protocol: check the URL and its version."
+
+
+class JobTimedOut(AegisError):
+    code = "job.wait_expired"
+    remedy = "See the reasons; wait longer with `--wait`, or make an agent fit."
+    retryable = True
+
+
+class JobCanceled(AegisError):
+    code = "job.canceled"
+    remedy = "Somebody canceled this job: `espctl jobs` shows it; start a new one."

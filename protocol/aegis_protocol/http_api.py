@@ -1,0 +1,288 @@
+"""The bodies of control's HTTP API, and the facts about an agent that both sides of it use."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints
+
+from aegis_protocol.actions import Action, Role
+from aegis_protocol.board import Board, BoardWish
+from aegis_protocol.grant import FingerprintText
+from aegis_protocol.model import Id, Labels, TargetName, UnixSeconds, Wire
+from aegis_protocol.states import AgentState, JobState
+
+ChannelText = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
+Sdp = Annotated[str, StringConstraints(min_length=1, max_length=16_384)]
+
+
+class ToolchainWish(Wire):
+    """kind: platformio or esp-idf; version: a PEP 440 specifier such as `>=6.1`."""
+
+    kind: Id
+    version: str = Field(default="", max_length=80)
+
+
+class Toolchain(Wire):
+    """A toolchain that an agent has, with the targets that it can build for."""
+
+    kind: Id
+    version: str = Field(max_length=80)
+    targets: tuple[TargetName, ...] = Field(default=(), max_length=64)
+
+
+class GrantRequest(Wire):
+    """`POST /grant/request`. peer_fingerprint: of the caller's DTLS certificate (DER, SHA-256)."""
+
+    peer_fingerprint: FingerprintText
+    required_channels: tuple[ChannelText, ...] = Field(min_length=1, max_length=16)
+    cpu_cores: float = Field(default=1.0, gt=0, le=1024)
+    memory_mb: int = Field(default=1024, gt=0, le=1 << 24)
+    timeout_secs: int = Field(default=600, ge=1, le=86_400)
+    target: TargetName | None = None
+    toolchain: ToolchainWish | None = None
+    actions: tuple[Action, ...] | None = Field(default=None, max_length=16)
+    """None: all that the role may."""
+    agent_id: Id | None = None
+    """An agent's id or its name."""
+    labels: Labels = Field(default_factory=dict)
+    boards: tuple[BoardWish, ...] = Field(default=(), max_length=16)
+    project_key: Id | None = None
+    job_id: Id | None = None
+
+
+class IceServer(Wire):
+    """As in RTCIceServer (W3C WebRTC section 4.2.5)."""
+
+    urls: tuple[Annotated[str, StringConstraints(max_length=256)], ...] = Field(
+        min_length=1, max_length=8
+    )
+    username: str | None = Field(default=None, max_length=256)
+    credential: str | None = Field(default=None, max_length=256)
+
+
+class Reason(Wire):
+    """Why a job waits: a code, words, and the agents that it is true of."""
+
+    code: str = Field(max_length=80)
+    detail: str = Field(max_length=500)
+    agents: tuple[str, ...] = ()
+
+
+class GrantReply(Wire):
+    """200: an agent is there."""
+
+    job_id: Id
+    state: Literal[JobState.ASSIGNED, JobState.RUNNING, JobState.LOST]
+    grant: str
+    grant_expires_at: UnixSeconds
+    agent_id: Id
+    agent_name: str
+    agent_key: str
+    """The agent's Ed25519 public key, 32 bytes in base64url."""
+    candidates: tuple[Id, ...] = ()
+    allowed_channels: tuple[ChannelText, ...]
+    actions: tuple[Action, ...]
+    boards: tuple[Board, ...] = ()
+    """The boards that the job holds."""
+    ice_servers: tuple[IceServer, ...] = ()
+
+
+class PendingReply(Wire):
+    """202: no agent fits yet. An `assigned` event follows; then ask again with `job_id`."""
+
+    job_id: Id
+    state: Literal[JobState.PENDING]
+    reasons: tuple[Reason, ...] = ()
+
+
+class OfferRequest(Wire):
+    """`POST /signaling/{job_id}/offer`; the grant is the Bearer token."""
+
+    sdp: Sdp
+    type: Literal["offer"] = "offer"
+
+
+class OfferReply(Wire):
+    """202: on its way; the answer comes as an event."""
+
+    job_id: Id
+    jti: Id
+
+
+class IceCandidate(Wire):
+    """`POST /signaling/{job_id}/candidate`; an empty candidate is the end of candidates."""
+
+    candidate: str = Field(max_length=1024)
+    sdpMid: str | None = Field(default=None, max_length=64)
+    sdpMLineIndex: int | None = Field(default=None, ge=0, le=64)
+
+
+class Health(Wire):
+    status: Literal["ok", "draining", "error"]
+    version: str
+    protocol: int
+    time: UnixSeconds
+    store: Literal["ok", "error"]
+    agents_online: int
+
+
+class HealthSessions(Wire):
+    """What lives right now: jobs with a session, and agents' links."""
+
+    jobs: int
+    links: int
+    event_streams: int
+
+
+class WhoAmI(Wire):
+    """My key. `limits` names the targets, labels, boards and channels it is limited to."""
+
+    identity: Id
+    role: Role
+    actions: tuple[Action, ...]
+    limits: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    expires_at: UnixSeconds | None = None
+
+
+class Job(Wire):
+    id: Id
+    identity: Id
+    state: JobState
+    created_at: UnixSeconds
+    updated_at: UnixSeconds
+    timeout_secs: int
+    target: TargetName | None = None
+    agent_id: Id | None = None
+    agent_name: str | None = None
+    attempt: int = 1
+    boards: tuple[Id, ...] = ()
+    project_key: Id | None = None
+    reasons: tuple[Reason, ...] = ()
+    error: dict[str, Any] | None = None
+    """How it failed, as the error object."""
+
+
+class JobList(Wire):
+    jobs: tuple[Job, ...]
+
+
+class Agent(Wire):
+    id: Id
+    name: str
+    key: str
+    state: AgentState
+    reason: str = ""
+    """Why it is not usable, where it is not."""
+    version: str = ""
+    targets: tuple[TargetName, ...] = ()
+    toolchains: tuple[Toolchain, ...] = ()
+    slots: int = 1
+    slots_free: int = 0
+    cpu_cores: float = 0
+    memory_mb: int = 0
+    labels: Labels = Field(default_factory=dict)
+    boards: tuple[Board, ...] = ()
+    last_seen: UnixSeconds | None = None
+
+
+class AgentList(Wire):
+    agents: tuple[Agent, ...]
+
+
+class BoardRow(Wire):
+    """A board with the agent that has it. `holder` is the caller's own job, or `another`."""
+
+    agent_id: Id
+    agent_name: str
+    agent_state: AgentState
+    board: Board
+    holder: str | None = None
+
+
+class BoardList(Wire):
+    boards: tuple[BoardRow, ...]
+
+
+class IssuerKey(Wire):
+    """A key that signs grants; `sig` is the previous key's signature over `issuer_statement`."""
+
+    kid: Id
+    x: str = Field(max_length=64)
+    prev_kid: Id | None = None
+    sig: str | None = Field(default=None, max_length=128)
+
+
+class EnrollRequest(Wire):
+    """
+    `POST /agents/enroll`.
+
+    token       one-time token, or AGENT_AUTH_SECRET
+    public_key  Ed25519, base64url
+    signature   over `enroll_statement(sha256 of the token in hex, base_url)`, base64url
+    """
+
+    token: str = Field(min_length=1, max_length=256)
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]
+    public_key: str = Field(max_length=64)
+    signature: str = Field(max_length=128)
+    base_url: str = Field(max_length=256)
+
+
+class EnrollReply(Wire):
+    agent_id: Id
+    issuer_keys: tuple[IssuerKey, ...]
+    server_time: UnixSeconds
+
+
+class KeyMade(Wire):
+    """A new API key; its secret is shown this once."""
+
+    id: Id
+    role: Role
+    key: str
+
+
+class KeyRow(Wire):
+    id: Id
+    role: Role
+    name: str
+    created_at: UnixSeconds
+    expires_at: UnixSeconds | None = None
+    revoked: bool = False
+
+
+class KeyList(Wire):
+    keys: tuple[KeyRow, ...]
+
+
+class KeyRequest(Wire):
+    role: Role
+    name: str = Field(default="", max_length=80)
+    expires_in_secs: int | None = Field(default=None, ge=1)
+    limits: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+
+
+class EnrollTokenRequest(Wire):
+    ttl_secs: int = Field(default=3600, ge=10, le=30 * 86_400)
+    name: str | None = Field(default=None, max_length=63)
+
+
+class EnrollTokenMade(Wire):
+    token: str
+    expires_at: UnixSeconds
+
+
+class Jwk(Wire):
+    """RFC 8037 section 2."""
+
+    kty: Literal["OKP"] = "OKP"
+    crv: Literal["Ed25519"] = "Ed25519"
+    use: Literal["sig"] = "sig"
+    alg: Literal["EdDSA"] = "EdDSA"
+    kid: Id
+    x: str
+
+
+class Jwks(Wire):
+    keys: tuple[Jwk, ...]
