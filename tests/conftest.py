@@ -1,0 +1,95 @@
+"""
+What every test stands on: an environment of its own, and nothing left behind.
+
+    tmp                          a folder that the unprivileged build user can enter too
+    @pytest.mark.requires(...)   commands, or `root`, `linux`: without them a test is skipped at
+                                 a desk and fails under CI, where nothing is skipped
+
+`waiting.until` waits for a fact. Each test is bounded by pytest-timeout (pyproject.toml).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+# A setting of the developer's machine must not decide a test.
+_OURS = ("AEGIS_", "ESPCTL_", "PLATFORMIO_", "CONTROL_", "ALLOWED_", "OIDC_")
+_SECRETS = ("MCP_AUTH_SECRET", "AGENT_AUTH_SECRET")
+_HOMES = ("XDG_STATE_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME")
+_UNDER_CI = bool(os.environ.get("CI"))
+_LEFT_BEHIND_S = 5.0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "requires(*what): commands, or root, linux")
+    for name in list(os.environ):
+        if name.startswith(_OURS) or name.startswith(_SECRETS) or name in _HOMES:
+            del os.environ[name]
+    home = Path(tempfile.mkdtemp(prefix="aegis-home-"))
+    os.environ["HOME"] = str(home)
+    config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("requires"):
+        for what in marker.args:
+            if not _has(what):
+                pytest.skip(f"{what} is needed and not here")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if _UNDER_CI and report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"skipped, and CI skips nothing: {report.longrepr}"
+    return report
+
+
+@pytest.fixture
+def tmp() -> Iterator[Path]:
+    """A folder that others can enter (pytest's own is closed to them), with a short path."""
+    folder = Path(tempfile.mkdtemp(prefix="aegis-")).resolve()
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    """Every child that a test started has ended with it; a survivor is killed and named."""
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    yield
+    started = [
+        child for child in psutil.Process().children(recursive=True) if child.pid not in before
+    ]
+    _, alive = psutil.wait_procs(started, timeout=_LEFT_BEHIND_S)
+    names = []
+    for child in alive:
+        try:
+            names.append(f"{child.pid}: {' '.join(child.cmdline())[:200]}")
+            child.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(alive, timeout=_LEFT_BEHIND_S)
+    assert not names, f"left running: {names}"
+
+
+def _has(what: str) -> bool:
+    match what:
+        case "root":
+            return os.geteuid() == 0
+        case "linux":
+            return sys.platform == "linux"
+        case _:
+            return shutil.which(what) is not None
