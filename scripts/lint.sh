@@ -16,10 +16,10 @@ check format "$python" -m ruff format --check .
 check ruff "$python" -m ruff check .
 check mypy "$python" -m mypy
 check mypy-tests "$python" -m mypy tests scripts
-check imports .venv/bin/lint-imports
+check imports .venv/bin/lint-imports --no-logo
 if command -v shellcheck >/dev/null 2>&1; then
     check shell shellcheck --external-sources --check-sourced --source-path=SCRIPTDIR \
-        scripts/*.sh scripts/clean_room_check .ci/run
+        scripts/*.sh scripts/clean_room_check scripts/clean_room/*.sh .ci/run
 else
     echo "== shell: shellcheck is not installed, the shell scripts are not read"
     [ -z "${CI:-}" ] || failed="$failed shell"
