@@ -74,6 +74,11 @@ colored = int(ARGUMENTS.get("ISATTY", 0)) or os.environ.get("PLATFORMIO_FORCE_AN
 assembler_cpu_flags = [
     flag + "_zicsr" if flag.startswith("-march=") else flag for flag in cpu_flags
 ]
+# The ELF is the same wherever project and platform lie. (GCC hands only -fdebug-prefix-map on to
+# the assembler.)
+prefixes = ["%s=." % env.subst("$PROJECT_DIR"), "%s=aegis-esp" % home]
+path_flags = ["-ffile-prefix-map=" + prefix for prefix in prefixes]
+assembler_path_flags = ["-fdebug-prefix-map=" + prefix for prefix in prefixes]
 
 env.Replace(
     AR=COMPILERS[arch] + "gcc-ar",
@@ -104,16 +109,14 @@ if env.get("PROGNAME", "program") == "program":
 
 env.Append(
     ASFLAGS=assembler_cpu_flags,
-    ASPPFLAGS=["-x", "assembler-with-cpp", *assembler_cpu_flags],
+    ASPPFLAGS=["-x", "assembler-with-cpp", "-g", *assembler_cpu_flags, *assembler_path_flags],
     CCFLAGS=[
         *cpu_flags,
-        "-Os", "-g3", "-Wall", "-Wextra",
+        "-Os", "-g", "-Wall", "-Wextra",
         "-ffreestanding", "-ffunction-sections", "-fdata-sections",
         # Or memset's loop becomes a call of memset.
         "-fno-tree-loop-distribute-patterns",
-        # The ELF is the same wherever project and platform lie.
-        "-ffile-prefix-map=%s=." % env.subst("$PROJECT_DIR"),
-        "-ffile-prefix-map=%s=aegis-esp" % home,
+        *path_flags,
     ],
     CFLAGS=["-std=gnu17"],
     CXXFLAGS=["-std=gnu++17", "-fno-exceptions", "-fno-rtti", "-fno-threadsafe-statics"],
@@ -122,7 +125,7 @@ env.Append(
     LINKFLAGS=[
         *cpu_flags, *link_flags,
         "-nostdlib", "-nostartfiles", "-Wl,--gc-sections", "-Wl,--build-id=none",
-        "-Wl,-L,%s" % (home / "ld"), "-T", chip + ".memory.ld",
+        "-T", chip + ".memory.ld",
     ],
     LIBS=["gcc"],
 )  # fmt: skip
@@ -214,6 +217,8 @@ env.Replace(
 env["INTEGRATION_EXTRA_DATA"].update({"application_offset": APP_OFFSET})
 
 elf = env.BuildProgram()
+# PlatformIO has put ldscripts/ on the linker's search path, which SCons does not follow.
+env.Depends([elf, boot_elf], [str(script) for script in sorted((home / "ldscripts").glob("*.ld"))])
 app_env = env.Clone(IMAGE_FLAGS=["--elf-sha256-offset", ELF_SHA256_OFFSET])
 image = app_env.ElfToBin(os.path.join("$BUILD_DIR", "${PROGNAME}"), elf)
 if "nobuild" in COMMAND_LINE_TARGETS:
@@ -227,5 +232,33 @@ env.AddPlatformTarget(
     env.VerboseAction("$SIZEPRINTCMD", "Calculating size $SOURCE"),
     "Program Size",
     "Calculate program size",
+)
+
+
+def upload_needs_port(source, target, env):
+    if not env.subst("$UPLOAD_PORT"):
+        sys.stderr.write("Error: name the board's port with --upload-port: none is guessed\n")
+        return 1
+    return 0
+
+
+env.Replace(
+    UPLOADCMD=" ".join(
+        [
+            '"${ESPTOOL[0]}" ${ESPTOOL[1:]} --port "$UPLOAD_PORT" --baud $UPLOAD_SPEED write-flash',
+            *("%s %s" % image for image in env["FLASH_EXTRA_IMAGES"]),
+            "%s $SOURCE" % APP_OFFSET,
+        ]
+    )
+)
+env.AddPlatformTarget(
+    "upload",
+    [image, bootloader, partitions],
+    [
+        env.VerboseAction(upload_needs_port, "Checking the port"),
+        env.VerboseAction("$UPLOADCMD", "Uploading $SOURCE"),
+    ],
+    "Upload",
+    "Write all images to the board on --upload-port",
 )
 Default([buildprog])
