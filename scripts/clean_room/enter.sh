@@ -31,8 +31,9 @@ umount --lazy /mnt/host
 cd /
 
 if [ -n "$with" ]; then
+    IFS=, read -ra packages <<<"$with"
     apt-get -qq update
-    DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install ${with//,/ } >/dev/null
+    DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install "${packages[@]}" >/dev/null
 fi
 
 home=/root
