@@ -1,0 +1,221 @@
+"""
+The agent's settings: read once, from the environment, env files and one TOML file for boards.
+
+Order, the first that has a value wins: the environment, `/etc/aegis/agent.env`,
+`/etc/aegis/secrets.env`, the default. Boards with no USB identity of their own are listed in
+`agent.toml` (`AEGIS_AGENT_CONFIG`):
+
+    [[boards]]
+    id = "bench-1"
+    port = "virtual:///run/aegis/bench-1.sock"   # or /dev/ttyUSB0, socket://, rfc2217://
+    chip = "esp32p4"
+    labels = { site = "lab1" }
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
+
+from aegis_protocol.channels import SEND_QUEUE_CAP_BYTES
+from aegis_protocol.errors import AegisError
+from aegis_protocol.model import Id, Labels, TargetName
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+_ETC: Final = Path("/etc/aegis")
+_PORT: Final = re.compile(r"^(/dev/|/|virtual://|socket://|rfc2217://|COM\d+$)")
+
+
+class ConfigInvalid(AegisError):
+    code = "config.invalid"
+    remedy = "Correct the setting that the message names; docs/settings.md lists them all."
+
+
+class StaticBoard(BaseModel):
+    """A board of the list; port is a device path or a virtual, socket or rfc2217 URL."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: Id
+    port: str = Field(max_length=500)
+    chip: TargetName | None = None
+    labels: Labels = Field(default_factory=dict)
+
+    @field_validator("port")
+    @classmethod
+    def _known_port(cls, port: str) -> str:
+        if not _PORT.match(port):
+            raise ValueError("a port is a path, or a virtual://, socket:// or rfc2217:// URL")
+        return port
+
+
+class AgentConfig(BaseSettings):
+    """Every setting of `aegis-agent`, with its environment variable as the alias."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="ignore",
+        env_file=(_ETC / "secrets.env", _ETC / "agent.env"),
+        populate_by_name=True,
+    )
+
+    control_base_url: str = Field(
+        default="http://127.0.0.1:8470", validation_alias="CONTROL_BASE_URL"
+    )
+    agent_auth_secret: SecretStr | None = Field(default=None, validation_alias="AGENT_AUTH_SECRET")
+    state_dir: Path = Field(
+        default_factory=lambda: default_state_dir(), validation_alias="AEGIS_STATE_DIR"
+    )
+    config_file: Path | None = Field(default=None, validation_alias="AEGIS_AGENT_CONFIG")
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")] = Field(
+        default_factory=lambda: (
+            re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())[:63] or "agent"
+        ),
+        validation_alias="AEGIS_AGENT_NAME",
+    )
+    labels: Annotated[Labels, NoDecode] = Field(
+        default_factory=dict, validation_alias="AEGIS_AGENT_LABELS"
+    )
+    slots: int = Field(
+        default_factory=lambda: max(1, (os.cpu_count() or 1) // 2),
+        ge=1,
+        le=64,
+        validation_alias="AEGIS_SLOTS",
+    )
+    cpu_cores: float = Field(
+        default_factory=lambda: float(os.cpu_count() or 1), gt=0, validation_alias="AEGIS_CPU_CORES"
+    )
+    memory_mb: int = Field(
+        default_factory=lambda: _memory_mb(), gt=0, validation_alias="AEGIS_MEMORY_MB"
+    )
+    discover_boards: bool = Field(default=True, validation_alias="AEGIS_DISCOVER_BOARDS")
+    platformio_home: Path | None = Field(default=None, validation_alias="AEGIS_PLATFORMIO_HOME")
+    build_uid_base: int = Field(
+        default=65_100, ge=1000, le=4_000_000_000, validation_alias="AEGIS_BUILD_UID_BASE"
+    )
+    build_network: bool = Field(default=False, validation_alias="AEGIS_BUILD_NETWORK")
+    """Let builds reach the network (dependencies); off by default."""
+    silence_secs: float = Field(default=600, gt=0, validation_alias="AEGIS_BUILD_SILENCE_SECS")
+    spool_bytes: int = Field(
+        default=256 * 1024 * 1024, ge=65_536, validation_alias="AEGIS_SPOOL_BYTES"
+    )
+    disk_quota_mb: int = Field(default=20_000, ge=100, validation_alias="AEGIS_DISK_QUOTA_MB")
+    send_queue_bytes: int = Field(
+        default=SEND_QUEUE_CAP_BYTES,
+        ge=16_384,
+        le=SEND_QUEUE_CAP_BYTES,
+        validation_alias="AEGIS_SEND_QUEUE_BYTES",
+    )
+    max_offline_secs: float = Field(default=300, gt=0, validation_alias="AEGIS_MAX_OFFLINE_SECS")
+    max_job_secs: int = Field(default=14_400, ge=60, validation_alias="AEGIS_MAX_JOB_SECS")
+    linger_secs: float = Field(default=30, gt=0, validation_alias="AEGIS_JOB_LINGER_SECS")
+    """How long a job without a peer or a running task is kept."""
+    link_timeout_s: float = Field(default=15, gt=0, validation_alias="AEGIS_LINK_TIMEOUT")
+    connect_timeout_s: float = Field(default=10, gt=0, validation_alias="AEGIS_CONNECT_TIMEOUT")
+    ca_file: Path | None = Field(default=None, validation_alias="AEGIS_CA_FILE")
+    allow_insecure: bool = Field(default=False, validation_alias="AEGIS_ALLOW_INSECURE")
+    log: str = Field(default="info", validation_alias="AEGIS_LOG")
+    boards: Annotated[tuple[StaticBoard, ...], NoDecode] = ()
+
+    @field_validator("agent_auth_secret", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: Any) -> Any:
+        return value or None
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _split_labels(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        pairs = [item.partition("=") for item in value.split(",") if item.strip()]
+        if any(not sign for _, sign, _ in pairs):
+            raise ValueError("labels are written as site=lab1,room=2")
+        return {key.strip(): label.strip() for key, _, label in pairs}
+
+    @field_validator("control_base_url")
+    @classmethod
+    def _base_url(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+            raise ValueError("a URL such as https://control.example.org")
+        return value.rstrip("/")
+
+    @property
+    def toolchain_home(self) -> Path:
+        return self.platformio_home or self.state_dir / "toolchains" / "platformio"
+
+
+def load(**overrides: Any) -> AgentConfig:
+    """Return the settings in force; `ConfigInvalid` names the setting that is wrong."""
+    given = {key: value for key, value in overrides.items() if value is not None}
+    try:
+        first = AgentConfig(**given)
+        boards = _boards(first.config_file or first.state_dir / "agent.toml", first.config_file)
+        config = AgentConfig(**given, boards=boards)
+    except ValidationError as exc:
+        wrong = exc.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in wrong["loc"])
+        raise ConfigInvalid(f"{field}: {wrong['msg']}", field=field) from exc
+    _refuse_plain_http(config)
+    return config
+
+
+def default_state_dir() -> Path:
+    """/var/lib/aegis/agent for root, else the user's state folder (XDG base directories)."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/aegis/agent")
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local/state") / "aegis" / "agent"
+
+
+def _boards(path: Path, named: Path | None) -> tuple[StaticBoard, ...]:
+    try:
+        data = tomllib.loads(path.read_text())
+    except FileNotFoundError as exc:
+        if named is not None:
+            raise ConfigInvalid(f"{path} is not there", path=str(path)) from exc
+        return ()
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise ConfigInvalid(f"{path} can't be read: {exc}", path=str(path)) from exc
+    try:
+        boards = tuple(StaticBoard.model_validate(row) for row in data.get("boards", []))
+    except ValidationError as exc:
+        wrong = exc.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in wrong["loc"])
+        raise ConfigInvalid(f"{path}: boards: {field}: {wrong['msg']}", path=str(path)) from exc
+    ids = [board.id for board in boards]
+    doubled = {board_id for board_id in ids if ids.count(board_id) > 1}
+    if doubled:
+        raise ConfigInvalid(f"{path}: two boards are called {sorted(doubled)[0]}")
+    return boards
+
+
+def _refuse_plain_http(config: AgentConfig) -> None:
+    parts = urlsplit(config.control_base_url)
+    local = parts.hostname in ("localhost", "127.0.0.1", "::1")
+    if parts.scheme == "http" and not local and not config.allow_insecure:
+        raise ConfigInvalid(
+            "CONTROL_BASE_URL is plain http to another host",
+            remedy="Use https, or set AEGIS_ALLOW_INSECURE=1 in a network that you trust.",
+        )
+
+
+def _memory_mb() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (1024 * 1024)
+    except (ValueError, OSError):
+        return 1024

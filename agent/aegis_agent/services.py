@@ -1,0 +1,30 @@
+"""What a session works with: the agent's parts, wired once by the daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from aegis_protocol.control_link import ToControl
+
+from aegis_agent.boards import BoardRegistry
+from aegis_agent.build import Builder
+from aegis_agent.config import AgentConfig
+from aegis_agent.identity import Identity
+from aegis_agent.results import ResultStore
+from aegis_agent.source import SourceStore
+
+
+@dataclass(frozen=True)
+class Services:
+    """incoming: a folder on the state's file system for what is being uploaded."""
+
+    config: AgentConfig
+    identity: Identity
+    sources: SourceStore
+    results: ResultStore
+    builder: Builder
+    boards: BoardRegistry
+    incoming: Path
+    tell_control: Callable[[ToControl], bool]
