@@ -1,0 +1,104 @@
+"""
+The SCTP association of a link: aiortc's, with ears and with bounds.
+
+What is added: when the peer was last heard, how much is on its way, a word each time the send
+queue moved, and an end to a peer that makes us keep fragments without limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from aegis_protocol.channels import MAX_MESSAGE_BYTES
+from aiortc import RTCDtlsTransport, RTCSctpTransport
+from aiortc.rtcsctptransport import HeartbeatChunk, InboundStream, RTCSctpCapabilities
+
+MAX_INBOUND_STREAMS: Final = 1_024
+MAX_REASSEMBLY_BYTES: Final = 2 * 1024 * 1024
+"""Twice the receive window that is announced; only a peer that ignores it gets there."""
+
+_HEARTBEAT_INFO: Final = 1  # RFC 9260 section 3.3.6
+
+
+@dataclass(frozen=True)
+class AssociationEars:
+    """
+    Whom an association tells. All are called from the event loop and must not raise.
+
+    flushed   the send queue may have become shorter, or what was in flight has arrived
+    flooded   the peer made us keep more than it may; the reason in words
+    """
+
+    flushed: Callable[[], None]
+    flooded: Callable[[str], None]
+
+
+class Association(RTCSctpTransport):
+    """ended: set when the association is over, or never came about."""
+
+    def __init__(
+        self, transport: RTCDtlsTransport, ears: AssociationEars, ended: asyncio.Event
+    ) -> None:
+        super().__init__(transport)
+        self.established = asyncio.Event()
+        self._over = ended
+        self._clock = asyncio.get_running_loop().time
+        self.heard_at = self._clock()
+        """When the peer last said anything, in the loop's time."""
+        self.shortest_rtt_s: float | None = None
+        """The path without its queues: under load the smoothed time is mostly our own queue."""
+        self._ears = ears
+
+    @classmethod
+    def getCapabilities(cls) -> RTCSctpCapabilities:
+        return RTCSctpCapabilities(maxMessageSize=MAX_MESSAGE_BYTES)
+
+    @property
+    def in_flight_bytes(self) -> int:
+        """What was taken from the send queue and is not acknowledged yet."""
+        return self._flight_size + sum(len(chunk.user_data) for chunk in self._outbound_queue)
+
+    @property
+    def delivered(self) -> bool:
+        """Whether the peer has acknowledged everything that was ever queued."""
+        return not (self._data_channel_queue or self._outbound_queue or self._sent_queue)
+
+    @property
+    def rtt_s(self) -> float | None:
+        """The smoothed round-trip time; None before the first data was acknowledged."""
+        return self._srtt
+
+    async def knock(self) -> None:
+        """Ask the peer's transport for a sign of life (RFC 9260 section 8.3)."""
+        chunk = HeartbeatChunk()
+        chunk.params.append((_HEARTBEAT_INFO, b"aegis"))
+        await self._send_chunk(chunk)
+
+    async def _handle_data(self, data: bytes) -> None:
+        self.heard_at = self._clock()
+        await super()._handle_data(data)
+
+    async def _data_channel_flush(self) -> None:
+        await super()._data_channel_flush()
+        self._ears.flushed()
+
+    def _update_rto(self, R: float) -> None:
+        super()._update_rto(R)
+        self.shortest_rtt_s = R if self.shortest_rtt_s is None else min(R, self.shortest_rtt_s)
+
+    def _get_inbound_stream(self, stream_id: int) -> InboundStream:
+        if -self._advertised_rwnd > MAX_REASSEMBLY_BYTES:
+            self._ears.flooded("The peer sends fragments of messages that never end.")
+        elif len(self._inbound_streams) > MAX_INBOUND_STREAMS:
+            self._ears.flooded("The peer sends on more streams than it may.")
+        return super()._get_inbound_stream(stream_id)
+
+    def _set_state(self, state: RTCSctpTransport.State) -> None:
+        super()._set_state(state)
+        if state == self.State.ESTABLISHED:
+            self.established.set()
+        elif state == self.State.CLOSED:
+            self._over.set()
