@@ -50,9 +50,7 @@ class PeerSession:
         self.claims = admitted.claims
         self.actions = frozenset(admitted.claims.actions)
         self.granted = frozenset(
-            ChannelName(name)
-            for name in admitted.claims.webrtc.allowed_channels
-            if name in ChannelName
+            name for name in ChannelName if name in admitted.claims.webrtc.allowed_channels
         )
         self.services = services
         self.owned = OwnedTasks()

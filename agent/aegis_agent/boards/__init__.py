@@ -1,0 +1,7 @@
+"""The boards of this machine: found, held, flashed, watched."""
+
+from aegis_agent.boards.console import Console
+from aegis_agent.boards.device import BoardDevice, FlashJob
+from aegis_agent.boards.registry import BoardRegistry
+
+__all__ = ["BoardDevice", "BoardRegistry", "Console", "FlashJob"]

@@ -1,0 +1,76 @@
+"""Boards on USB: which serial ports look like boards, and under which stable id."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import serial.tools.list_ports
+import structlog
+
+log = structlog.get_logger()
+
+_POLL_S: Final = 2.0
+_NO_SERIAL: Final = frozenset({"", "0001", "0000", "000000000000"})
+"""What adapters report that have no serial number of their own (CP210x, CH340)."""
+
+
+@dataclass(frozen=True)
+class UsbBoard:
+    """key: stable while the board stays in its socket; port: where it is just now."""
+
+    key: str
+    port: str
+    description: str
+
+
+def usb_boards() -> tuple[UsbBoard, ...]:
+    """The USB serial ports of this machine. Blocks for some milliseconds."""
+    found = []
+    for port in serial.tools.list_ports.comports():
+        if port.vid is None or port.pid is None:
+            continue
+        number = port.serial_number or ""
+        where = number if number not in _NO_SERIAL else f"at-{port.location or port.name}"
+        key = f"usb-{port.vid:04x}-{port.pid:04x}-{re.sub(r'[^A-Za-z0-9_.:-]', '_', where)}"[:80]
+        words = [word for word in (port.manufacturer, port.product) if word]
+        found.append(UsbBoard(key, port.device, " ".join(words)[:200]))
+    return tuple(found)
+
+
+async def changes() -> AsyncIterator[None]:
+    """Yield at once, then whenever serial devices may have changed: events, or every 2 s."""
+    changed = asyncio.Event()
+    with contextlib.ExitStack() as stack:
+        _listen(changed, stack)
+        while True:
+            yield
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_POLL_S):
+                    await changed.wait()
+            changed.clear()
+
+
+def _listen(changed: asyncio.Event, stack: contextlib.ExitStack) -> None:
+    """Wake `changed` by udev's events, where this machine has them."""
+    try:
+        import pyudev
+
+        monitor: Any = pyudev.Monitor.from_netlink(pyudev.Context())
+        monitor.filter_by("tty")
+        monitor.start()
+    except (ImportError, OSError) as exc:
+        log.info("udev.unavailable", detail=str(exc), poll_s=_POLL_S)
+        return
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        while monitor.poll(timeout=0) is not None:
+            changed.set()
+
+    loop.add_reader(monitor.fileno(), read)
+    stack.callback(loop.remove_reader, monitor.fileno())
