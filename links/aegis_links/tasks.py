@@ -8,9 +8,28 @@ ends, the body hears of it from the streams that it reads.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+
+async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """
+    Run a short blocking call in a thread; when canceled, wait for it first.
+
+    So whoever cleans up afterwards never closes a file that a thread is still writing.
+    """
+    running = asyncio.ensure_future(asyncio.to_thread(call, *args, **kwargs))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait({running})
+        if not running.cancelled():
+            running.exception()  # fetched: the cancellation is what counts
+        raise
 
 
 class TaskOwner:
@@ -39,6 +58,11 @@ class TaskOwner:
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task
+
+    def abandon(self) -> None:
+        """Cancel what still runs, without waiting for it."""
+        for task in self._tasks:
+            task.cancel()
 
     async def cancel(self) -> None:
         """Cancel what still runs and wait for it; then raise what no task should have raised."""

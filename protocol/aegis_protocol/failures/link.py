@@ -207,6 +207,11 @@ class TransferStalled(TransferError):
     retryable = True
 
 
+class TransferNotWritten(TransferError):
+    code = "transfer.not_written"
+    remedy = "Free space on the disk, or allow writing to the folder. Then run the command again."
+
+
 class TransferRefused(TransferError):
     code = "transfer.refused"
     remedy = "Wait for other transfers to end, and use a new transfer id for each."
