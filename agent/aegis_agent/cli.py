@@ -201,13 +201,27 @@ def toolchains_install(
 @toolchains_app.command("install-platform")
 def toolchains_install_platform(
     spec: Annotated[str, typer.Argument(help="Such as espressif32@6.13.0, or a URL of one.")],
+    board: Annotated[
+        str | None, typer.Option(help="A board of your project: its compiler is installed too.")
+    ] = None,
+    framework: Annotated[
+        list[str] | None, typer.Option(help="A framework of your project: arduino, espidf.")
+    ] = None,
     state_dir: Annotated[Path | None, typer.Option(help="AEGIS_STATE_DIR.")] = None,
 ) -> None:
     """Install a PlatformIO platform for every project on this agent (needs a network)."""
     from aegis_agent.platformio_home import install_platform
 
     config = load(state_dir=state_dir)
-    _finish(install_platform(config.toolchain_home, spec))
+    _finish(
+        install_platform(
+            config.toolchain_home,
+            spec,
+            board=board,
+            frameworks=tuple(framework or ()),
+            on_progress=typer.echo,
+        )
+    )
     typer.echo(f"{spec} is installed.")
 
 

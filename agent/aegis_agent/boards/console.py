@@ -84,7 +84,6 @@ class Console:
     async def resume(self) -> None:
         """Open the port again, waiting for it if it is not back yet."""
         self._paused = False
-        self._lost = BoardGone("the console was paused")
         self._changed.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_RETURN_DEADLINE_S):
@@ -110,11 +109,12 @@ class Console:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            if self._lost is None or self._paused:
+            if self._paused or (self._pump is not None and self._lost is None):
                 continue
             await self._close_port()
             lost, self._lost = self._lost, None
-            log.info("console.port_lost", board_id=self.board_id, detail=lost.message)
+            if lost is not None:
+                log.info("console.port_lost", board_id=self.board_id, detail=lost.message)
             error = await self._reopened()
             if error is not None:
                 self._error = error

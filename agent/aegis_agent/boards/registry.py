@@ -187,6 +187,9 @@ class BoardRegistry:
         row = self._rows.get(board_id)
         if row is not None:
             self._memory.learn(row.key or board_id, mac=mac, chip=chip)
+            learned = {"mac": mac, "chip": row.board.chip or chip}
+            row.board = row.board.model_copy(update=learned)
+            self._tell()
 
     def _shown(self, board: Board) -> Board:
         if board.id in self._holdings and board.state is BoardState.FREE:
