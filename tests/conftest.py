@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import pytest
@@ -26,6 +27,8 @@ _SECRETS = ("MCP_AUTH_SECRET", "AGENT_AUTH_SECRET")
 _HOMES = ("XDG_STATE_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME")
 _UNDER_CI = bool(os.environ.get("CI"))
 _LEFT_BEHIND_S = 5.0
+
+Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -49,11 +52,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
-    if _UNDER_CI and report.skipped:
-        report.outcome = "failed"
-        report.longrepr = f"skipped, and CI skips nothing: {report.longrepr}"
-    return report
+    return _judged((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    return _judged((yield))
 
 
 @pytest.fixture
@@ -83,6 +89,13 @@ def no_process_is_left() -> Iterator[None]:
             continue
     psutil.wait_procs(alive, timeout=_LEFT_BEHIND_S)
     assert not names, f"left running: {names}"
+
+
+def _judged(report: Report) -> Report:
+    if _UNDER_CI and report.outcome == "skipped":
+        report.outcome = "failed"
+        report.longrepr = f"skipped, and CI skips nothing: {report.longrepr}"
+    return report
 
 
 def _has(what: str) -> bool:
