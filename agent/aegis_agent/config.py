@@ -107,8 +107,6 @@ class AgentConfig(BaseSettings):
     build_uid_base: int = Field(
         default=65_100, ge=1000, le=4_000_000_000, validation_alias="AEGIS_BUILD_UID_BASE"
     )
-    build_network: bool = Field(default=False, validation_alias="AEGIS_BUILD_NETWORK")
-    """Let builds reach the network (dependencies); off by default."""
     silence_secs: float = Field(default=600, gt=0, validation_alias="AEGIS_BUILD_SILENCE_SECS")
     spool_bytes: int = Field(
         default=256 * 1024 * 1024, ge=65_536, validation_alias="AEGIS_SPOOL_BYTES"
