@@ -160,7 +160,9 @@ class Channel:
             self._move(ChannelState.OPEN)
 
     def _closed(self) -> None:
-        self.end(None, self._refusal)
+        # With the association over, the link itself is about to end every channel, and knows why.
+        if self._raw is not None and self._raw.transport.state != "closed":
+            self.end(None, self._refusal)
 
     def _move(self, to: ChannelState) -> None:
         if to not in CHANNEL_MOVES[self.state]:

@@ -148,10 +148,13 @@ class Transport:
         self._check_certificate(remote.fingerprint)
         if self._dtls.state != "connected":
             raise HandshakeFailed("The DTLS handshake failed.", progress=self.progress())
-        await self.association.start(
-            RTCSctpCapabilities(remote.max_message_bytes), remote.sctp_port
-        )
-        await self._established_or_ended()
+        try:
+            await self.association.start(
+                RTCSctpCapabilities(remote.max_message_bytes), remote.sctp_port
+            )
+            await self._established_or_ended()
+        except ConnectionError as exc:
+            raise HandshakeFailed("The peer was lost.", progress=self.progress()) from exc
         if self.ended.is_set():
             raise HandshakeFailed("The peer refused the association.", progress=self.progress())
 

@@ -1,0 +1,54 @@
+"""Two peers in one process, linked over this host's own interface by the real transports."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from aegis_links.certificate import Certificate
+from aegis_links.peer_link import PeerLink
+from aegis_protocol.channels import ChannelName
+from aegis_protocol.failures.link import ChannelNotGranted
+
+ALL = frozenset(ChannelName)
+
+
+@dataclass
+class Peers:
+    client: PeerLink
+    agent: PeerLink
+    rejected: list[ChannelNotGranted] = field(default_factory=list)
+
+
+@asynccontextmanager
+async def linked_peers(
+    channels: Iterable[ChannelName] = ALL,
+    granted: Iterable[ChannelName] = ALL,
+    *,
+    max_bandwidth_kbps: int = 0,
+) -> AsyncIterator[Peers]:
+    """An open link: the client offers, the agent answers; max_bandwidth_kbps slows the agent."""
+    client_certificate, agent_certificate = Certificate.generate(), Certificate.generate()
+    rejected: list[ChannelNotGranted] = []
+
+    async def note(error: ChannelNotGranted) -> None:
+        rejected.append(error)
+
+    async with (
+        PeerLink.offering(client_certificate, channels=channels) as client,
+        PeerLink.answering(
+            client.offer_sdp,
+            agent_certificate,
+            expected_fingerprint=client_certificate.fingerprint,
+            granted=granted,
+            on_rejected=note,
+            max_bandwidth_kbps=max_bandwidth_kbps,
+        ) as agent,
+    ):
+        await client.accept_answer(
+            agent.answer_sdp, expected_fingerprint=agent_certificate.fingerprint
+        )
+        await asyncio.gather(client.opened(10), agent.opened(10))
+        yield Peers(client, agent, rejected)

@@ -1,0 +1,406 @@
+"""A link from its opening to each of its ends, over real ICE, DTLS and SCTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import sys
+import time
+from pathlib import Path
+
+import ifaddr
+import pytest
+from aegis_links.certificate import Certificate
+from aegis_links.peer_link import MAX_REJECTED_CHANNELS, PeerLink
+from aegis_links.session_description import MAX_REMOTE_CANDIDATES, read_description
+from aegis_links.states import CHANNEL_MOVES, LINK_MOVES, ChannelState, LinkState
+from aegis_protocol.channels import (
+    MAX_MESSAGE_BYTES,
+    PAYLOAD_BYTES,
+    SEND_QUEUE_CAP_BYTES,
+    ChannelName,
+)
+from aegis_protocol.failures.link import (
+    ChannelClosed,
+    ChannelNotGranted,
+    FingerprintMismatch,
+    LinkClosed,
+    LinkFlooded,
+    LinkNotOpened,
+    MessageTooLarge,
+    NoCandidates,
+    PeerGone,
+    SdpInvalid,
+    TooManyCandidates,
+)
+from aegis_protocol.fingerprint import Fingerprint
+from linked_peers import ALL, linked_peers
+
+pytestmark = pytest.mark.timeout(30)
+
+ESPCTL, SOURCE, PTY = ChannelName.ESPCTL, ChannelName.SOURCE, ChannelName.PTY
+FIRMWARE, SERIAL = ChannelName.FIRMWARE, ChannelName.SERIAL
+
+
+async def test_messages_of_both_kinds_arrive_in_order_on_every_channel() -> None:
+    async with linked_peers() as peers:
+        for name in ALL:
+            for message in (b"\x00bytes", "tëxt", b"", ""):
+                await peers.client.channel(name).send(message)
+            channel = peers.agent.channel(name)
+            assert [await channel.receive() for _ in range(4)] == [b"\x00bytes", "tëxt", b"", ""]
+        assert peers.client.state is LinkState.OPEN
+        assert peers.client.path == "host/host"
+        assert peers.agent.rtt_s is not None or peers.client.rtt_s is not None
+
+
+async def test_a_clean_close_is_seen_at_once_and_what_was_sent_arrives() -> None:
+    async with linked_peers() as peers:
+        await peers.agent.channel(PTY).send(b"last words")
+        began = time.monotonic()
+        await peers.agent.close()
+        assert await peers.client.wait_closed() is None
+        assert time.monotonic() - began < 1.0
+        assert [message async for message in peers.client.channel(PTY)] == [b"last words"]
+        with pytest.raises(LinkClosed):
+            await peers.client.channel(PTY).send(b"too late")
+        with pytest.raises(LinkClosed):
+            await peers.client.channel(PTY).receive()
+
+
+async def test_a_vanished_peer_ends_every_stream_within_eight_seconds(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    certificate = Certificate.generate()
+    peer = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(Path(__file__).with_name("vanishing_peer.py")),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert peer.stdin is not None and peer.stdout is not None
+    try:
+        async with PeerLink.offering(certificate, channels=ALL) as link:
+            offer = {"sdp": link.offer_sdp, "fingerprint": str(certificate.fingerprint)}
+            peer.stdin.write(json.dumps(offer).encode() + b"\n")
+            answer = json.loads(await asyncio.wait_for(peer.stdout.readline(), 10))
+            await link.accept_answer(
+                answer["sdp"], expected_fingerprint=Fingerprint.parse(answer["fingerprint"])
+            )
+            await link.opened(10)
+            assert json.loads(await asyncio.wait_for(peer.stdout.readline(), 10))
+
+            async def upload() -> None:
+                while True:
+                    await link.channel(SOURCE).send(bytes(PAYLOAD_BYTES))
+
+            waiting = [
+                asyncio.create_task(link.channel(ESPCTL).receive()),
+                asyncio.create_task(anext(aiter(link.channel(PTY)))),
+                asyncio.create_task(upload()),
+            ]
+            peer.send_signal(signal.SIGKILL)
+            began = time.monotonic()
+            error = await link.wait_closed()
+            assert isinstance(error, PeerGone) and error.retryable
+            assert time.monotonic() - began < 8.0
+            ends = await asyncio.gather(*waiting, return_exceptions=True)
+            assert all(end is error for end in ends)
+            assert link.state is LinkState.FAILED
+    finally:
+        if peer.returncode is None:
+            peer.kill()
+        await peer.wait()
+    assert not [r for r in caplog.records if r.name == "asyncio" and r.levelno >= logging.ERROR]
+
+
+async def test_an_idle_link_stays_open_beyond_the_limit_of_silence() -> None:
+    async with linked_peers({PTY}, {PTY}) as peers:
+        ended = asyncio.create_task(peers.client.wait_closed())
+        await asyncio.wait({ended}, timeout=7.5)
+        assert not ended.done()
+        await peers.client.channel(PTY).send(b"still here")
+        assert await peers.agent.channel(PTY).receive() == b"still here"
+        ended.cancel()
+
+
+async def test_a_channel_without_a_grant_is_closed_and_the_others_go_on() -> None:
+    async with linked_peers(ALL, ALL - {SERIAL}) as peers:
+        with pytest.raises(ChannelClosed):
+            await peers.client.channel(SERIAL).receive()
+        with pytest.raises(ChannelClosed):
+            await peers.client.channel(SERIAL).send(b"?")
+        assert [str(error) for error in peers.rejected] == ["Channel serial was rejected"]
+        assert peers.rejected[0].code == "channel.not_granted"
+        await peers.client.channel(PTY).send(b"goes on")
+        assert await peers.agent.channel(PTY).receive() == b"goes on"
+        with pytest.raises(ChannelNotGranted):
+            peers.agent.channel(SERIAL)
+
+
+async def test_a_peer_that_opens_channels_without_end_is_cut_off() -> None:
+    async with linked_peers({ESPCTL}, {ESPCTL}) as peers:
+        for number in range(1000):
+            peers.client._transport.open_channel(f"extra-{number}")
+        error = await peers.agent.wait_closed()
+        assert isinstance(error, LinkFlooded)
+        assert len(peers.rejected) <= MAX_REJECTED_CHANNELS
+
+
+async def test_an_unordered_or_second_channel_of_a_name_is_rejected() -> None:
+    async with linked_peers({ESPCTL, PTY}, {ESPCTL, PTY}) as peers:
+        await peers.client.channel(PTY).opened(5)
+        again = peers.client._transport.open_channel("pty")
+        closed = asyncio.Event()
+        again.on("close", closed.set)
+        await asyncio.wait_for(closed.wait(), 5)
+        assert [str(error) for error in peers.rejected] == ["Channel pty was rejected"]
+        assert not peers.agent.channel(PTY).closed
+
+
+async def test_four_megabytes_never_stand_above_the_cap_of_the_send_queue() -> None:
+    async with linked_peers() as peers:
+        raws = list(peers.agent._transport.association._data_channels.values())
+        seen: list[int] = []
+        received = 0
+
+        async def download() -> None:
+            channel = peers.agent.channel(FIRMWARE)
+            for _ in range(4 * 1024 * 1024 // PAYLOAD_BYTES):
+                await channel.send(bytes(PAYLOAD_BYTES))
+                seen.append(sum(raw.bufferedAmount for raw in raws))
+
+        async def terminal() -> None:
+            for _ in range(64):
+                await peers.agent.channel(PTY).send(bytes(PAYLOAD_BYTES))
+                seen.append(sum(raw.bufferedAmount for raw in raws))
+
+        async def requests() -> None:
+            for _ in range(8):
+                await peers.agent.channel(ESPCTL).send("x" * MAX_MESSAGE_BYTES)
+                seen.append(sum(raw.bufferedAmount for raw in raws))
+
+        async def sink(name: ChannelName, size_bytes: int) -> None:
+            nonlocal received
+            count = 0
+            while count < size_bytes:
+                count += len(await peers.client.channel(name).receive())
+            received += count
+
+        await asyncio.gather(
+            download(),
+            terminal(),
+            requests(),
+            sink(FIRMWARE, 4 * 1024 * 1024),
+            sink(PTY, 1024 * 1024),
+            sink(ESPCTL, 8 * MAX_MESSAGE_BYTES),
+        )
+        assert received == 4 * 1024 * 1024 + 1024 * 1024 + 8 * MAX_MESSAGE_BYTES
+        assert max(seen) <= peers.agent.buffered_high_water <= SEND_QUEUE_CAP_BYTES
+
+
+async def test_a_keystroke_goes_before_all_firmware_that_waits() -> None:
+    async with linked_peers() as peers:
+        handed = 0
+        arrivals: list[str] = []
+
+        async def firmware() -> None:
+            nonlocal handed
+            await peers.client.channel(FIRMWARE).send(bytes(PAYLOAD_BYTES))
+            handed += 1
+
+        async def note(name: ChannelName, count: int) -> None:
+            for _ in range(count):
+                await peers.agent.channel(name).receive()
+                arrivals.append(name)
+
+        reading = [
+            asyncio.create_task(note(FIRMWARE, 128)),
+            asyncio.create_task(note(SERIAL, 1)),
+        ]
+        sending = [asyncio.create_task(firmware()) for _ in range(128)]
+        while handed < 20:
+            await asyncio.wait(sending, return_when=asyncio.FIRST_COMPLETED)
+            sending = [task for task in sending if not task.done()]
+        await peers.client.channel(SERIAL).send(b"k")
+        ahead = handed
+        assert ahead < 128
+        await asyncio.gather(*sending, *reading)
+        assert arrivals.index(SERIAL) <= ahead
+
+
+async def test_a_message_above_the_limit_is_refused_and_the_link_lives() -> None:
+    async with linked_peers({ESPCTL, PTY}) as peers:
+        with pytest.raises(MessageTooLarge):
+            await peers.client.channel(PTY).send(bytes(MAX_MESSAGE_BYTES + 1))
+        with pytest.raises(MessageTooLarge):
+            await peers.client.channel(PTY).send("é" * (MAX_MESSAGE_BYTES // 2 + 1))
+        await peers.client.channel(PTY).send(bytes(MAX_MESSAGE_BYTES))
+        assert len(await peers.agent.channel(PTY).receive()) == MAX_MESSAGE_BYTES
+
+
+async def test_a_peer_that_floods_a_channel_nobody_reads_is_cut_off() -> None:
+    async with linked_peers() as peers:
+        with pytest.raises((LinkClosed, ChannelClosed)):
+            while True:
+                await peers.client.channel(SOURCE).send(bytes(MAX_MESSAGE_BYTES))
+                if peers.agent.error is not None:
+                    await peers.agent.close()
+        assert isinstance(await peers.agent.wait_closed(), LinkFlooded)
+        assert await peers.client.wait_closed() is None
+
+
+async def test_a_bandwidth_limit_slows_and_never_cuts() -> None:
+    async with linked_peers(max_bandwidth_kbps=800) as peers:
+        began = time.monotonic()
+        for _ in range(5):
+            await peers.agent.channel(FIRMWARE).send(bytes(PAYLOAD_BYTES))
+        slowed_s = time.monotonic() - began
+        # The burst and one message more pass at once; the other 40,960 bytes at 100,000 a second.
+        assert 0.35 < slowed_s < 5.0
+        for _ in range(5):
+            await peers.client.channel(FIRMWARE).receive()
+
+
+async def test_an_answer_of_another_peer_is_refused_before_a_packet_is_sent() -> None:
+    certificate, answering, stranger = (Certificate.generate() for _ in range(3))
+    async with (
+        PeerLink.offering(certificate, channels={ESPCTL}) as client,
+        PeerLink.answering(
+            client.offer_sdp,
+            answering,
+            expected_fingerprint=certificate.fingerprint,
+            granted={ESPCTL},
+        ) as agent,
+    ):
+        with pytest.raises(FingerprintMismatch):
+            await client.accept_answer(agent.answer_sdp, expected_fingerprint=stranger.fingerprint)
+        assert client.state is LinkState.NEW
+        with pytest.raises(FingerprintMismatch):
+            async with PeerLink.answering(
+                client.offer_sdp,
+                answering,
+                expected_fingerprint=stranger.fingerprint,
+                granted={ESPCTL},
+            ):
+                pytest.fail("the offer has another fingerprint than the grant")
+
+
+class _Impostor(Certificate):
+    """Announces the fingerprint of a certificate whose key it does not have."""
+
+    announced: Fingerprint
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        return self.announced
+
+
+async def test_a_certificate_other_than_the_announced_one_ends_the_link() -> None:
+    certificate, honest = Certificate.generate(), Certificate.generate()
+    impostor = _Impostor(Certificate.generate().rtc)
+    object.__setattr__(impostor, "announced", honest.fingerprint)
+    async with (
+        PeerLink.offering(certificate, channels={ESPCTL}) as client,
+        PeerLink.answering(
+            client.offer_sdp,
+            impostor,
+            expected_fingerprint=certificate.fingerprint,
+            granted={ESPCTL},
+        ) as agent,
+    ):
+        await client.accept_answer(agent.answer_sdp, expected_fingerprint=honest.fingerprint)
+        with pytest.raises(FingerprintMismatch):
+            await client.opened(10)
+        with pytest.raises(FingerprintMismatch):
+            await client.channel(ESPCTL).send("secret")
+
+
+async def test_candidates_may_be_trickled_and_mdns_names_cost_nothing() -> None:
+    certificate, answering = Certificate.generate(), Certificate.generate()
+    async with (
+        PeerLink.offering(certificate, channels={ESPCTL}) as client,
+        PeerLink.answering(
+            client.offer_sdp,
+            answering,
+            expected_fingerprint=certificate.fingerprint,
+            granted={ESPCTL},
+        ) as agent,
+    ):
+        lines = agent.answer_sdp.splitlines()
+        candidates = [line for line in lines if line.startswith("a=candidate")]
+        bare = [line for line in lines if "candidate" not in line]
+        name = (
+            "a=candidate:1 1 udp 2130706431 8e1c7d2a-0b5c-4b0e-9a59-7f3e0c4f2d11.local 9 typ host"
+        )
+        sdp = "\r\n".join([*bare, name, "a=end-of-candidates", ""])
+        assert read_description(sdp).candidates == ()
+        assert not read_description(sdp).complete
+        began = time.monotonic()
+        await client.accept_answer(sdp, expected_fingerprint=answering.fingerprint)
+        client.add_remote_candidate(name.removeprefix("a="), "0", 0)
+        client.add_remote_candidate("candidate:garbage")
+        for line in candidates:
+            client.add_remote_candidate(line.removeprefix("a="), "0", 0)
+        client.add_remote_candidate("")
+        await client.opened(10)
+        assert time.monotonic() - began < 1.0
+        with pytest.raises(TooManyCandidates):
+            for _ in range(MAX_REMOTE_CANDIDATES):
+                client.add_remote_candidate(candidates[0].removeprefix("a="))
+
+
+async def test_a_peer_that_never_answers_is_given_up_at_the_deadline() -> None:
+    certificate, silent = Certificate.generate(), Certificate.generate()
+    async with PeerLink.offering(certificate, channels={ESPCTL}) as other:
+        answer = other.offer_sdp.replace("actpass", "active").replace(
+            certificate.fingerprint.pairs, silent.fingerprint.pairs
+        )
+        async with PeerLink.offering(certificate, channels={ESPCTL}) as client:
+            await client.accept_answer(answer, expected_fingerprint=silent.fingerprint)
+            with pytest.raises(LinkNotOpened) as caught:
+                await client.opened(0.5)
+            assert caught.value.retryable
+            assert await client.wait_closed() is caught.value
+
+
+@pytest.mark.parametrize("wrong", ["", "a=setup:actpass", "a=ice-ufrag:", "a=sctp-port:99999"])
+async def test_an_answer_that_can_not_be_used_is_refused(wrong: str) -> None:
+    certificate = Certificate.generate()
+    async with PeerLink.offering(certificate, channels={ESPCTL}) as client:
+        lines = client.offer_sdp.replace("actpass", "passive").splitlines()
+        attribute = wrong.split(":", maxsplit=1)[0]
+        sdp = "\r\n".join(wrong if line.startswith(attribute) else line for line in lines)
+        with pytest.raises(SdpInvalid):
+            await client.accept_answer(sdp, expected_fingerprint=certificate.fingerprint)
+        assert client.state is LinkState.NEW
+
+
+async def test_a_host_with_loopback_only_is_told_so_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loopback = ifaddr.Adapter("lo", "lo", [ifaddr.IP("127.0.0.1", 8, "lo")])
+    monkeypatch.setattr(ifaddr, "get_adapters", lambda: [loopback])
+    began = time.monotonic()
+    with pytest.raises(NoCandidates) as caught:
+        async with PeerLink.offering(Certificate.generate(), channels={ESPCTL}):
+            pytest.fail("there is no address to offer")
+    assert time.monotonic() - began < 1.0
+    assert "dummy" in caught.value.remedy
+
+
+@pytest.mark.parametrize("moves", [LINK_MOVES, CHANNEL_MOVES])
+def test_the_table_of_moves_is_whole(
+    moves: dict[LinkState | ChannelState, frozenset[LinkState | ChannelState]],
+) -> None:
+    states = set(type(next(iter(moves))))
+    assert set(moves) == states
+    begin = {next(iter(moves))}
+    assert set().union(*moves.values()) == states - begin
+    assert {state for state in states if not moves[state]} == states & {
+        LinkState.CLOSED,
+        LinkState.FAILED,
+        ChannelState.CLOSED,
+    }
