@@ -1,14 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """
-The board: what the reset lines do, and what runs.
+The board: which of its states it is in, and what runs.
 
-    EN is low iff RTS is asserted and DTR is not; IO0 is low iff DTR is and RTS is not: the two
-    transistors of every board with an auto-reset circuit.
-    EN rising latches IO0: low starts the ROM's loader, high boots what is flashed.
-    EN has a capacitor, so it rises slowly. That is why hosts that set one line after the other,
-    and so let both be asserted for a moment, reach the loader at all.
-
-A reset by software keeps the latched choice; one by the watchdog reads the strap again.
+EN rising latches IO0: low starts the ROM's loader, high boots what is flashed. A reset by
+software keeps the latched choice; one by the watchdog reads the strap again.
 """
 
 from __future__ import annotations
@@ -20,12 +15,14 @@ from typing import Final, Protocol
 
 import structlog
 
+from aegis_agent.virtual_board.boot_text import ResetCause
 from aegis_agent.virtual_board.chips import Chip
 from aegis_agent.virtual_board.console import Console
 from aegis_agent.virtual_board.control_words import BoardState
 from aegis_agent.virtual_board.faults import Faults
 from aegis_agent.virtual_board.flash import NorFlash
 from aegis_agent.virtual_board.registers import Registers
+from aegis_agent.virtual_board.reset_circuit import ResetCircuit
 from aegis_agent.virtual_board.rom import Loader
 
 log = structlog.get_logger()
@@ -41,7 +38,6 @@ MOVES: Final[Mapping[BoardState, frozenset[BoardState]]] = MappingProxyType(
 REBOOT_PAUSE_S: Final = 0.2  # a firmware that dies at once reboots five times a second, not more
 BAUD_TOLERANCE: Final = 0.04
 WATCHDOG_S: Final = 0.1
-EN_RISE_S: Final = 0.02  # more than between two writes of a host, less than IO0 is held
 
 
 class IllegalMove(Exception):
@@ -68,6 +64,7 @@ class Boot(Protocol):
         mac: bytes,
         cpu_budget: float,
         on_restart: Callable[[], None],
+        cause: ResetCause,
     ) -> Program: ...
 
 
@@ -107,11 +104,8 @@ class Board:
         self._send = send
         self._on_change = on_change
         self._on_reset = on_reset
-        self._dtr = False
-        self._rts = False
+        self._circuit = ResetCircuit(self._fall, self._risen)
         self._latched_download = False
-        self._was_io0_low = False
-        self._rise_timer: asyncio.TimerHandle | None = None
         self._loader: Loader | None = None
         self._program: Program | None = None
         self._console: Console | None = None
@@ -122,39 +116,25 @@ class Board:
 
     def power_on(self) -> None:
         if self.state is BoardState.OFF:
-            self._dtr = self._rts = False
             self._move(BoardState.RESET)
-            self._rise(is_download=False)
+            self._rise(ResetCause.POWER_ON, is_download=False)
 
     def power_off(self) -> None:
+        self._circuit.power_down()
         if self.state is not BoardState.OFF:
             self._halt()
             self._move(BoardState.OFF)
 
     def set_lines(self, dtr: bool, rts: bool) -> None:
         """Take the host's lines, both at once, as its driver sets them."""
-        self._dtr, self._rts = dtr, rts
-        if self.state is BoardState.OFF:
-            return
-        is_enabled = not (rts and not dtr)
-        if not is_enabled and self.state is not BoardState.RESET:
-            self._halt()
-            self._move(BoardState.RESET)
-        elif not is_enabled:
-            self._stop_rising()
-        elif self.state is BoardState.RESET:
-            # Low at any time of the rise: the strap has a capacitor too, and this process may
-            # have been too busy to see each change when it came.
-            self._was_io0_low |= self._is_io0_low()
-            if self._rise_timer is None:
-                loop = asyncio.get_running_loop()
-                self._rise_timer = loop.call_later(EN_RISE_S, self._risen)
-
-    def reset(self) -> None:
-        """Press and release the button that pulls EN low; IO0 is as the lines have it."""
         if self.state is not BoardState.OFF:
+            self._circuit.set_lines(dtr, rts)
+
+    def reset(self, cause: ResetCause = ResetCause.POWER_ON) -> None:
+        """Press and release the button that pulls EN low; IO0 is as the lines have it."""
+        if self.state is not BoardState.OFF and self._circuit.is_high:
             self._halt_into_reset()
-            self._rise(is_download=self._is_io0_low())
+            self._rise(cause, is_download=self._circuit.is_io0_low)
 
     def enter_loader(self) -> None:
         """
@@ -171,7 +151,7 @@ class Board:
     def leave_loader(self) -> None:
         if self.state is BoardState.LOADER:
             self._halt_into_reset()
-            self._rise(is_download=False)
+            self._rise(ResetCause.POWER_ON, is_download=False)
 
     # --- UART0 ---
 
@@ -201,22 +181,19 @@ class Board:
 
     def run_flash(self) -> None:
         self._halt_into_reset()
-        self._start(is_download=False)
+        self._start(ResetCause.SOFTWARE, is_download=False)
 
     def restart(self) -> None:
         self._halt_into_reset()
-        self._start(is_download=self._latched_download)
+        self._start(ResetCause.SOFTWARE, is_download=self._latched_download)
 
     def watchdog_reset(self) -> None:
         """Let the watchdog bark in a moment: its host has still to lock its registers again."""
         if self._restart_timer is None:
             loop = asyncio.get_running_loop()
-            self._restart_timer = loop.call_later(WATCHDOG_S, self.reset)
+            self._restart_timer = loop.call_later(WATCHDOG_S, self.reset, ResetCause.WATCHDOG)
 
     # --- inside ---
-
-    def _is_io0_low(self) -> bool:
-        return self._dtr and not self._rts
 
     def _move(self, to: BoardState) -> None:
         if to not in MOVES[self.state]:
@@ -225,23 +202,18 @@ class Board:
         self.state = to
         self._on_change()
 
-    def _risen(self) -> None:
-        is_download = self._was_io0_low
-        self._stop_rising()
-        self._rise(is_download=is_download)
+    def _fall(self) -> None:
+        self._halt_into_reset()
 
-    def _stop_rising(self) -> None:
-        self._was_io0_low = False
-        if self._rise_timer is not None:
-            self._rise_timer.cancel()
-            self._rise_timer = None
+    def _risen(self, is_download: bool) -> None:
+        self._rise(ResetCause.POWER_ON, is_download=is_download)
 
-    def _rise(self, *, is_download: bool) -> None:
+    def _rise(self, cause: ResetCause, *, is_download: bool) -> None:
         self._latched_download = is_download
         self._on_reset()
-        self._start(is_download=is_download)
+        self._start(cause, is_download=is_download)
 
-    def _start(self, *, is_download: bool) -> None:
+    def _start(self, cause: ResetCause, *, is_download: bool) -> None:
         self.resets += 1
         if is_download:
             self._move(BoardState.LOADER)
@@ -250,14 +222,14 @@ class Board:
         else:
             self.boots += 1
             self._move(BoardState.RUNNING)
-            self._start_program()
+            self._start_program(cause)
         self._on_change()
 
     def _start_loader(self) -> None:
         registers = Registers(self.chip, self.flash, self.mac, self._revision)
         self._loader = Loader(self.chip, registers, self.flash, self._faults, self, self._send)
 
-    def _start_program(self) -> None:
+    def _start_program(self, cause: ResetCause) -> None:
         loop = asyncio.get_running_loop()
         console = self._console = Console(loop, self._send)
 
@@ -271,6 +243,7 @@ class Board:
             mac=self.mac,
             cpu_budget=self._cpu_budget,
             on_restart=on_restart,
+            cause=cause,
         )
 
     def _rebooted(self, console: Console) -> None:
@@ -286,7 +259,6 @@ class Board:
 
     def _halt(self) -> None:
         """Stop whatever runs; RAM is lost."""
-        self._stop_rising()
         if self._restart_timer is not None:
             self._restart_timer.cancel()
             self._restart_timer = None

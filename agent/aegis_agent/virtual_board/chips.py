@@ -65,7 +65,6 @@ class Chip:
     fixed            other words that READ_REG gives from the start
     major_codes      how a major revision is coded, where that isn't plain
     watchdog         the register whose bit 31 starts the RTC watchdog, for a reset by it
-    executes         its code runs here (RISC-V); else booting is acted
     """
 
     name: str
@@ -81,7 +80,6 @@ class Chip:
     revision_bits: tuple[RevisionBits, ...]
     flash_size: int
     download_banner: str
-    executes: bool
     watchdog: int | None = None
     fixed: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
     major_codes: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
@@ -155,7 +153,6 @@ CHIPS: Final[Mapping[str, Chip]] = MappingProxyType(
                     "rst:0x1 (POWERON_RESET),boot:0x3 (DOWNLOAD_BOOT(UART0/UART1/SDIO_REI_REO_V2))"
                     "\r\nwaiting for download\r\n"
                 ),
-                executes=False,
             ),
             Chip(
                 name="esp32p4",
@@ -180,7 +177,6 @@ CHIPS: Final[Mapping[str, Chip]] = MappingProxyType(
                     "waiting for download\r\n"
                 ),
                 watchdog=0x50116000,
-                executes=True,
             ),
             Chip(
                 name="esp32c3",
@@ -205,7 +201,6 @@ CHIPS: Final[Mapping[str, Chip]] = MappingProxyType(
                     "waiting for download\r\n"
                 ),
                 watchdog=0x60008090,
-                executes=True,
             ),
             Chip(
                 name="esp32c6",
@@ -229,7 +224,6 @@ CHIPS: Final[Mapping[str, Chip]] = MappingProxyType(
                     "rst:0x1 (POWERON),boot:0x4 (DOWNLOAD(USB/UART0/SDIO_REI_FEO))\r\n"
                     "waiting for download\r\n"
                 ),
-                executes=True,
             ),
         )
     }

@@ -31,6 +31,7 @@ class _Write:
     end: int
     erased_to: int
     erase_end: int
+    is_broken: bool = False
     inflate: Any = field(default_factory=zlib.decompressobj)
 
 
@@ -81,7 +82,7 @@ class FlashCommands:
             plain = write.inflate.decompress(block, MAX_INFLATED_STEP_BYTES)
         except zlib.error as exc:
             raise Refused(Refusal.INFLATE_FAILED) from exc
-        if write.inflate.unconsumed_tail:
+        if write.inflate.unconsumed_tail or write.inflate.unused_data:
             raise Refused(Refusal.TOO_MUCH_DATA)
         self._program(plain)
         return Answer()
@@ -169,13 +170,17 @@ class FlashCommands:
     def _begun(self) -> _Write:
         if self._write is None:
             raise Refused(Refusal.NOT_BEGUN)
+        if self._write.is_broken:  # a block sent again would continue a stream with a hole
+            raise Refused(Refusal.WRITE_FAILED)
         return self._write
 
     def _program(self, data: bytes) -> None:
         write = self._begun()
         if write.cursor + len(data) > write.end:
             raise Refused(Refusal.TOO_MUCH_DATA)
+        write.is_broken = True
         self._refuse_when_broken(len(data))
+        write.is_broken = False
         # A host pads its last block: what would go beyond the flash's end goes nowhere.
         kept = data[: max(0, self._flash.size_bytes - write.cursor)]
         while write.erased_to < min(write.cursor + len(kept), write.erase_end):

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import importlib.util
 import os
 import secrets
 import signal
@@ -16,9 +15,9 @@ from typing import Final
 from urllib.parse import quote
 
 import structlog
-from aegis_protocol.failures.virtual_board import EmulatorMissing
 
-from aegis_agent.virtual_board.board import Board, Boot
+from aegis_agent.virtual_board.board import Board
+from aegis_agent.virtual_board.boot import boot, require_emulator
 from aegis_agent.virtual_board.chips import Chip
 from aegis_agent.virtual_board.control import Bell, ControlServer
 from aegis_agent.virtual_board.control_words import CONTROL_SUFFIX, FaultName, Ready
@@ -71,17 +70,12 @@ async def run_board(settings: BoardSettings) -> None:
     EmulatorMissing    the chip's code needs Unicorn
     BadBoardSetting, BoardAddressTaken, FlashFileUnusable   before anything is offered
     """
-    if settings.chip.executes and importlib.util.find_spec("unicorn") is None:
-        raise EmulatorMissing(
-            f"Code for the {settings.chip.title} runs in Unicorn, which is not installed."
-        )
+    require_emulator(settings.chip.name)
     with open_flash(settings.flash_size, settings.chip.flash_size, settings.flash_file) as flash:
         await _run_with(settings, flash)
 
 
 async def _run_with(settings: BoardSettings, flash: NorFlash) -> None:
-    from aegis_agent.virtual_board.boot import boot  # it loads Unicorn, and that takes a moment
-
     mac = settings.mac or default_mac(settings.flash_file)
     faults = Faults()
     for name, amount in settings.faults:
@@ -93,14 +87,13 @@ async def _run_with(settings: BoardSettings, flash: NorFlash) -> None:
         on_unplug=lambda: plug.unplug(),
         on_change=bell.ring,
     )
-    starter: Boot = boot
     board = port.board = Board(
         settings.chip,
         flash,
         mac=mac,
         revision=settings.revision,
         faults=faults,
-        boot=starter,
+        boot=boot,
         cpu_budget=settings.cpu_budget,
         send=port.transmit,
         on_change=bell.ring,
