@@ -1,0 +1,122 @@
+"""What people see while something long goes on: bars on stderr, the log on stdout."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+from typing import BinaryIO, Final
+
+from aegis_protocol.http_api import Reason
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from aegis_client.cli.output import Output
+
+BYTE_PHASES: Final = frozenset({"upload", "download"})
+
+
+class LiveReporter:
+    """
+    Bars for what has a length, lines for what happens, and the output's bytes as they are.
+
+    log  where the build's terminal or the board's console goes; None: nowhere
+    """
+
+    def __init__(self, out: Output, log: BinaryIO | None) -> None:
+        self._out, self._log = out, log
+        self._bars: Progress | None = None
+        self._ids: dict[str, TaskID] = {}
+        self._reasons: tuple[Reason, ...] = ()
+        self._shows_bars = out.talks and out.stderr.is_terminal
+
+    def __enter__(self) -> LiveReporter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.clear()
+
+    def waiting(self, reasons: Sequence[Reason]) -> None:
+        if tuple(reasons) == self._reasons:
+            return
+        self._reasons = tuple(reasons)
+        self._out.note("waiting for an agent:" if reasons else "waiting for an agent")
+        for reason in reasons:
+            agents = f" ({', '.join(reason.agents)})" if reason.agents else ""
+            self._out.note(f"  {reason.code}: {reason.detail}{agents}")
+
+    def connected(self, agent: str, path: str) -> None:
+        self._out.note(f"connected to {agent} ({path})")
+
+    def progress(self, phase: str, done: int, total: int, detail: str = "") -> None:
+        if not self._shows_bars:
+            return
+        if self._log is not None and phase not in BYTE_PHASES and phase != "flash":
+            # The log itself shows how the build goes; a bar would be drawn into its lines.
+            return
+        bars = self._started()
+        if phase not in self._ids:
+            self._ids[phase] = bars.add_task(phase, total=total or None, detail="")
+        bars.update(self._ids[phase], completed=done, total=total or None, detail=detail[:60])
+        if total and done >= total:
+            self.clear()
+
+    async def output(self, data: bytes) -> None:
+        if self._log is None:
+            return
+        self.clear()
+        try:
+            # In a thread: a terminal that was stopped by Ctrl-S must not stop the peer link too.
+            await asyncio.to_thread(_write, self._log, data)
+        except OSError:
+            self._log = None  # whoever read the log has left; the work goes on
+
+    def gap(self, start: int, stop: int) -> None:
+        self._out.note(f"[{stop - start} bytes of output are no longer kept]")
+
+    def note(self, text: str) -> None:
+        self._out.note(text)
+
+    def clear(self) -> None:
+        """Take the bars away, so that the log has the screen for itself."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars, self._ids = None, {}
+
+    def _started(self) -> Progress:
+        if self._bars is None:
+            self._bars = Progress(
+                TextColumn("{task.description:<9}"),
+                BarColumn(bar_width=30),
+                TextColumn("{task.percentage:>3.0f} %"),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[detail]}", style="dim", markup=False),
+                console=self._out.stderr,
+                transient=True,
+            )
+            self._bars.start()
+        return self._bars
+
+
+def log_stream(out: Output, wanted: bool | None) -> BinaryIO | None:
+    """Where the log goes: stdout; with `--json` nowhere, or stderr if it is wanted all the same."""
+    if wanted is False or (wanted is None and (out.json or out.quiet)):
+        return None
+    stream = sys.stderr if out.json else sys.stdout
+    stream.flush()
+    try:
+        # Past the text layer: the bytes arrive as the agent's terminal made them.
+        return os.fdopen(os.dup(stream.fileno()), "wb")
+    except (OSError, ValueError):
+        return None
+
+
+def _write(log: BinaryIO, data: bytes) -> None:
+    log.write(data)
+    log.flush()

@@ -1,0 +1,78 @@
+"""From a wish to a grant: ask control, and wait while no agent fits, saying why."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+from aegis_protocol.errors import AegisError
+from aegis_protocol.failures.http import JobTimedOut
+from aegis_protocol.http_api import GrantReply, GrantRequest, PendingReply, Reason
+
+from aegis_client.control import ControlClient
+from aegis_client.reporter import Reporter
+from aegis_client.signals import Signals
+
+POLL_S: Final = 15.0
+"""Control drops a waiting job whose client neither listens nor polls for 60 s."""
+
+
+async def granted(
+    control: ControlClient,
+    signals: Signals,
+    wanted: GrantRequest,
+    reply: GrantReply | PendingReply,
+    *,
+    wait_s: float,
+    reporter: Reporter,
+) -> GrantReply:
+    """
+    Return a grant for the job of `reply`, whose `wanted` names it by now.
+
+    Raises JobTimedOut with the reasons when no agent was free for `wait_s` seconds, and what
+    ended the job if something did.
+    """
+    deadline = time.monotonic() + wait_s
+    while isinstance(reply, PendingReply):
+        reporter.waiting(reply.reasons)
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            raise _waited_in_vain(reply, wait_s)
+        try:
+            async with asyncio.timeout(min(POLL_S, left_s)):
+                await _assigned(signals, reply.reasons, reporter)
+        except TimeoutError:
+            pass
+        signals.assigned = False
+        reply = await control.request_grant(wanted)
+    return reply
+
+
+async def _assigned(signals: Signals, shown: tuple[Reason, ...], reporter: Reporter) -> None:
+    """Return when control says that an agent was found; tell of new reasons meanwhile."""
+    while True:
+
+        def look(known: tuple[Reason, ...] = shown) -> AegisError | bool | None:
+            if signals.assigned:
+                return True
+            if signals.over() is not None:
+                return signals.over()
+            return False if signals.reasons and signals.reasons != known else None
+
+        found = await signals.until(look)
+        if isinstance(found, AegisError):
+            raise found
+        if found:
+            return
+        shown = signals.reasons
+        reporter.waiting(shown)
+
+
+def _waited_in_vain(reply: PendingReply, wait_s: float) -> JobTimedOut:
+    why = "; ".join(f"{reason.code}: {reason.detail}" for reason in reply.reasons[:5])
+    return JobTimedOut(
+        f"no agent was free within {wait_s:.0f} s" + (f" ({why})" if why else ""),
+        job_id=reply.job_id,
+        reasons=[reason.model_dump(mode="json") for reason in reply.reasons],
+    )
