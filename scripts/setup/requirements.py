@@ -1,7 +1,7 @@
 """
 The requirements that pyproject.toml states, one on a line, as `pip install -r` reads them.
 
-    python requirements.py runtime   the programs with every extra of `all`
+    python requirements.py runtime   every extra of `all`, and the dependency group `demo`
     python requirements.py develop   and the dependency group `dev`
     python requirements.py bench     and the dependency group `bench`
 
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-GROUPS = {"runtime": (), "develop": ("dev",), "bench": ("dev", "bench")}
+GROUPS = {"runtime": ("demo",), "develop": ("dev",), "bench": ("dev", "bench")}
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
@@ -27,7 +27,7 @@ def requirements(pyproject: dict[str, Any], kind: str) -> list[str]:
     found = [*pyproject["build-system"]["requires"], *project["dependencies"]]
     found += _extra(project, "all")
     for group in GROUPS[kind]:
-        found += pyproject["dependency-groups"][group]
+        found += _group(pyproject["dependency-groups"], group)
     return sorted(set(found))
 
 
@@ -37,6 +37,14 @@ def _extra(project: dict[str, Any], name: str) -> Iterator[str]:
         if followed := own.fullmatch(requirement):
             for extra in followed[1].split(","):
                 yield from _extra(project, extra.strip())
+        else:
+            yield requirement
+
+
+def _group(groups: dict[str, Any], name: str) -> Iterator[str]:
+    for requirement in groups[name]:
+        if isinstance(requirement, dict):
+            yield from _group(groups, requirement["include-group"])
         else:
             yield requirement
 
