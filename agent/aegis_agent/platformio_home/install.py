@@ -2,10 +2,11 @@
 Makes a PlatformIO home: an environment with platformio, scons and esptool, and a core directory
 from which projects of our platform build with no network.
 
-    no marker, or another's  ->  venv (in place: a venv can't be moved)  ->  core  ->  marker
+    venv (in place: a venv can't be moved)  ->  its marker  ->  core  ->  the home's marker
 
-The marker is written last, so whatever was cut short is made again. Everything is readable by
-other users: builds run as one.
+A marker is written last and says of what versions, so whatever was cut short or is of another
+version is made again, and no more than that. Everything is readable by other users: builds run as
+one.
 """
 
 from __future__ import annotations
@@ -60,16 +61,18 @@ async def install(
     """
     layout = Layout(home)
     wanted = await asyncio.to_thread(_wanted)
-    if is_complete(home) and _read_marker(layout) == wanted:
+    if is_complete(home) and _read(layout.marker) == wanted:
         return
     await asyncio.to_thread(_make_home, home)
     async with lock(layout):
-        if is_complete(home) and _read_marker(layout) == wanted:
+        if is_complete(home) and _read(layout.marker) == wanted:
             return  # made by another while this one waited
         log.info("platformio_home.install_started", home=str(home))
         layout.marker.unlink(missing_ok=True)
         await asyncio.to_thread(clear_scratch, layout)
-        await _make_venv(layout, python, offline_wheels, on_progress)
+        if not (_read(layout.venv_marker) == _wanted_venv() and layout.python.exists()):
+            await _make_venv(layout, python, offline_wheels, on_progress)
+            write_atomic(layout.venv_marker, json.dumps(_wanted_venv(), indent=1).encode())
         on_progress("seeding PlatformIO's packages")
         await asyncio.to_thread(seed_core, layout, fixtures=fixtures_dir())
         write_atomic(layout.marker, json.dumps(wanted, indent=1).encode())
@@ -79,7 +82,7 @@ async def install(
 def is_complete(home: Path) -> bool:
     """Whether `install` has once finished here and its environment is still there."""
     layout = Layout(home)
-    return _read_marker(layout) is not None and layout.python.exists()
+    return _read(layout.marker) is not None and layout.python.exists()
 
 
 @contextlib.asynccontextmanager
@@ -115,11 +118,11 @@ def _try_lock(fd: int) -> bool:
 
 
 def _wanted() -> dict[str, object]:
-    return {
-        "layout": _LAYOUT_VERSION,
-        "pins": pins(),
-        "platform_sha256": _tree_digest(fixtures_dir() / "platform"),
-    }
+    return {**_wanted_venv(), "platform_sha256": _tree_digest(fixtures_dir() / "platform")}
+
+
+def _wanted_venv() -> dict[str, object]:
+    return {"layout": _LAYOUT_VERSION, "pins": pins()}
 
 
 def _tree_digest(folder: Path) -> str:
@@ -131,9 +134,9 @@ def _tree_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _read_marker(layout: Layout) -> dict[str, object] | None:
+def _read(path: Path) -> dict[str, object] | None:
     try:
-        marker = json.loads(layout.marker.read_text(encoding="utf-8"))
+        marker = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return marker if isinstance(marker, dict) else None

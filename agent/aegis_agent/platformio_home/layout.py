@@ -2,6 +2,7 @@
 Where things lie in a PlatformIO home.
 
     home/venv/             platformio, scons, esptool: an environment of its own
+      complete.json        its pins, once all of them are in it
     home/core/             PLATFORMIO_CORE_DIR, shared by all builds, read-only to them
       packages/            tool-scons, and what `install_platform` brought
       platforms/           aegis-esp, and what `install_platform` brought
@@ -35,6 +36,10 @@ class Layout:
     @property
     def python(self) -> Path:
         return self.venv / "bin" / "python"
+
+    @property
+    def venv_marker(self) -> Path:
+        return self.venv / "complete.json"
 
     @property
     def core(self) -> Path:

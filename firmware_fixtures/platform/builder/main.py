@@ -188,12 +188,14 @@ bootloader = boot_env.ElfToBin("$BUILD_DIR/bootloader", boot_elf)
 
 # ---- partition table -----------------------------------------------------------------------------
 
-table_csv = board.get("build.partitions")
-if not Path(env.subst("$PROJECT_DIR"), table_csv).is_file():
-    table_csv = str(home / "partitions" / table_csv)
+# The project's own before the platform's, as Espressif's platform looks for it.
+table_name = board.get("build.partitions")
+table_csv = Path(env.subst("$PROJECT_DIR"), table_name)
+if not table_csv.is_file():
+    table_csv = home / "partitions" / table_name
 partitions = env.Command(
     "$BUILD_DIR/partitions.bin",
-    table_csv,
+    str(table_csv),
     env.VerboseAction(
         '"$PYTHONEXE" "%s" $SOURCE $TARGET' % (home / "builder" / "partition_table.py"),
         "Building $TARGET",
