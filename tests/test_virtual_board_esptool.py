@@ -12,6 +12,12 @@ from aegis_agent.virtual_board.spawn import virtual_board
 from esptool_runs import run_esptool
 
 CHIPS = ["esp32", "esp32p4", "esp32c3", "esp32c6"]
+QUICK_CHIPS = [
+    "esp32",
+    "esp32p4",
+    pytest.param("esp32c3", marks=pytest.mark.long),
+    pytest.param("esp32c6", marks=pytest.mark.long),
+]
 SIZES = {"esp32": "4MB"}
 TITLES = {"esp32": "ESP32", "esp32p4": "ESP32-P4", "esp32c3": "ESP32-C3", "esp32c6": "ESP32-C6"}
 
@@ -69,7 +75,7 @@ async def test_the_stub_writes_at_a_higher_rate_and_the_flash_holds_it(
         assert status.holder is None
 
 
-@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("chip", QUICK_CHIPS)
 async def test_the_rom_alone_writes_plain_and_compressed(chip: str, tmp: Path, image: Path) -> None:
     async with virtual_board(chip=chip) as board:
         written = image.read_bytes()
@@ -184,7 +190,7 @@ async def test_an_image_for_another_chip_is_refused_by_esptool(tmp: Path) -> Non
 
 
 @pytest.mark.requires("gcc")
-@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("chip", QUICK_CHIPS)
 async def test_a_pty_with_modem_lines_is_reset_the_ordinary_way(
     chip: str, tmp: Path, image: Path, modem_shim: Path
 ) -> None:
@@ -209,7 +215,7 @@ async def test_a_pty_with_modem_lines_is_reset_the_ordinary_way(
         await board.until(lambda now: now.state is BoardState.RUNNING and now.holder is None)
 
 
-@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("chip", QUICK_CHIPS)
 async def test_a_plain_pty_is_in_the_loader_from_sync_to_close(
     chip: str, tmp: Path, image: Path
 ) -> None:

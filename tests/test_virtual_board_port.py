@@ -83,9 +83,9 @@ async def test_a_second_program_is_told_who_has_the_port(board: VirtualBoard) ->
         pass
     assert caught.value.errno == errno.EBUSY
     assert f"in use by process {os.getpid()}" in str(caught.value)
-    await board.until(lambda now: now.holder is None)
-    with opened(board.url):
-        await board.until(lambda now: now.holder is not None)
+    for _ in range(20):  # closed here and opened there at once, it is never busy
+        with opened(board.url):
+            pass
 
 
 async def test_what_is_no_board_is_refused_with_a_reason(tmp: Path) -> None:

@@ -154,3 +154,28 @@ async def test_a_board_without_a_holder_uses_next_to_no_processor() -> None:
         await asyncio.sleep(1.0)
         later = psutil.Process(board.pid).cpu_times()
         assert later.user + later.system - times.user - times.system < 0.2
+
+
+async def test_the_command_becomes_the_board_and_passes_its_options_on(tmp: Path) -> None:
+    script = (
+        "import typer; from aegis_agent.virtual_board.cli import virtual_board_command; "
+        "typer.run(virtual_board_command)"
+    )
+    options = ("--chip", "esp32", "--json", "--mac", "02:00:00:00:00:09", "--flash-size", "2MB")
+    command = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", script, *options, "--listen", str(tmp / "port")),
+        *("--fault", "bad-md5", "--fault", "unplug-after:10"),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert command.stdout is not None
+    ready = json.loads(await asyncio.wait_for(command.stdout.readline(), 20))
+    assert ready["pid"] == command.pid
+    assert (ready["mac"], ready["flash_size_bytes"]) == ("02:00:00:00:00:09", 2 * 1024 * 1024)
+    reader, writer = await asyncio.open_unix_connection(ready["control"])
+    writer.write(b'{"type": "status"}\n')
+    status = json.loads(await asyncio.wait_for(reader.readline(), 5))["status"]
+    assert status["faults"] == {"bad-md5": 0.0, "unplug-after": 10.0}
+    writer.close()
+    await writer.wait_closed()
+    command.terminate()
+    assert await asyncio.wait_for(command.wait(), 10) == 0

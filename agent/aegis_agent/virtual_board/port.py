@@ -9,6 +9,7 @@ reads, is dropped, as a UART drops it. Paced, a byte takes ten bit times at the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -66,6 +67,7 @@ class Port:
         self.sent_bytes = 0
         self.dropped_bytes = 0
         self._outlet: Outlet | None = None
+        self._freed = asyncio.Event()
         self._faults = faults
         self._is_paced = is_paced
         self._on_unplug = on_unplug
@@ -83,6 +85,18 @@ class Port:
             return f"the board's port is in use by {describe(self.holder)}"
         return None
 
+    async def until_free(self, limit_s: float) -> None:
+        """
+        Return when nobody holds the port, or after `limit_s`.
+
+        One program closes a port and the next opens it: the news of both come by two sockets,
+        in any order.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                while self.holder is not None:
+                    await self._freed.wait()
+
     def take(self, holder: Holder, outlet: Outlet, lines: Lines | None, baud: int) -> None:
         """
         Give the port to `holder`.
@@ -97,6 +111,7 @@ class Port:
         if refusal is not None:
             raise PortBusy(refusal)
         self.holder, self._outlet = holder, outlet
+        self._freed.clear()
         self.baud = baud
         log.info("port.taken", by=holder.by, pid=holder.pid, program=holder.program)
         if lines is not None:
@@ -108,6 +123,7 @@ class Port:
         if self.holder is not holder:
             return
         self.holder = self._outlet = None
+        self._freed.set()
         self._stop_pacing()
         log.info("port.released", by=holder.by, pid=holder.pid)
         self.set_lines(Lines())
@@ -129,8 +145,16 @@ class Port:
 
     async def receive(self, data: bytes) -> None:
         """Take `data` from the holder; paced, return when it has passed the wire."""
-        if self._is_paced:
-            await asyncio.sleep(len(data) * 10 / self.baud)
+        if not self._is_paced:
+            self._arrive(data)
+            return
+        step = max(1, int(self.baud / 10 * PACE_STEP_S))
+        for start in range(0, len(data), step):
+            part = data[start : start + step]
+            await asyncio.sleep(len(part) * 10 / self.baud)
+            self._arrive(part)
+
+    def _arrive(self, data: bytes) -> None:
         if not self.is_plugged or self.board is None:
             return
         arriving = data[: self._faults.spend(FaultName.UNPLUG_AFTER, len(data))]

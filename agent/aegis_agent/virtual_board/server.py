@@ -24,6 +24,7 @@ from aegis_agent.virtual_board.unix_socket import close_clients, listen, peer_of
 log = structlog.get_logger()
 
 HELLO_DEADLINE_S: Final = 5.0
+HANDOVER_S: Final = 0.25
 # Little in the kernel: what a slow reader has not taken is ours to count, and to drop.
 SEND_BUFFER_BYTES: Final = 16_384
 MAX_BAUD: Final = 10_000_000
@@ -72,6 +73,7 @@ class PortServer:
         if magic != wire.MAGIC or not 0 < baud <= MAX_BAUD:
             refusal, text = wire.Verdict.UNKNOWN_PROTOCOL, "it speaks another version"
         else:
+            await self._port.until_free(HANDOVER_S)
             refusal, text = wire.Verdict.BUSY, self._port.refusal() or ""
         if text:
             log.warning("port.refused", reason=text)
