@@ -79,6 +79,9 @@ class AegisError(Exception):
         )
 
 
+_BY_CODE[AegisError.code] = AegisError  # no subclass, so not registered by itself
+
+
 class RemoteError(AegisError):
     """An error with a code that this version does not know; it keeps the peer's own code."""
 

@@ -1,0 +1,121 @@
+"""Dead STUN and TURN servers cost half a second, and wrong TURN credentials are not silent."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import cast
+
+import pytest
+from aegis_links.certificate import Certificate
+from aegis_links.ice_servers import find_live
+from aegis_links.peer_link import PeerLink
+from aegis_protocol.channels import ChannelName
+from aegis_protocol.failures.link import RelayUnavailable
+from aegis_protocol.http_api import IceServer
+
+pytestmark = pytest.mark.timeout(20)
+
+_COOKIE = bytes.fromhex("2112a442")
+_ALLOCATE = 0x0003
+
+
+class _StunServer(asyncio.DatagramProtocol):
+    """Answers binding requests, and every allocation with 401: nobody's credentials are right."""
+
+    def __init__(self) -> None:
+        self.requests: list[int] = []
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.DatagramTransport, transport)
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        (kind,) = struct.unpack_from(">H", data)
+        self.requests.append(kind)
+        if kind == _ALLOCATE:
+            attributes = _attribute(0x0009, bytes([0, 0, 4, 1]) + b"Unauthorized")
+            attributes += _attribute(0x0014, b"aegis.test") + _attribute(0x0015, b"0123456789")
+            answer = 0x0113
+        else:
+            port = addr[1] ^ 0x2112
+            host = bytes(a ^ b for a, b in zip(socket.inet_aton(addr[0]), _COOKIE, strict=True))
+            attributes = _attribute(0x0020, struct.pack(">BBH", 0, 1, port) + host)
+            answer = 0x0101
+        head = struct.pack(">HH", answer, len(attributes)) + _COOKIE + data[8:20]
+        self._transport.sendto(head + attributes, addr)
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    return struct.pack(">HH", kind, len(value)) + value + bytes(-len(value) % 4)
+
+
+@asynccontextmanager
+async def stun_server() -> AsyncIterator[tuple[_StunServer, str]]:
+    transport, server = await asyncio.get_running_loop().create_datagram_endpoint(
+        _StunServer, local_addr=("127.0.0.1", 0)
+    )
+    try:
+        host, port = transport.get_extra_info("sockname")
+        yield server, f"{host}:{port}"
+    finally:
+        transport.close()
+
+
+@pytest.fixture
+def deaf() -> Iterator[str]:
+    """The address of a server that takes everything and says nothing."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as hole:
+        hole.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{hole.getsockname()[1]}"
+
+
+async def test_dead_servers_are_left_out_within_the_deadline(deaf: str) -> None:
+    async with stun_server() as (_, alive):
+        servers = [
+            IceServer(urls=(f"stun:{deaf}", "stun:127.0.0.1:1")),
+            IceServer(urls=(f"turn:{deaf}", "turns:127.0.0.1:1", "turn:127.0.0.1:1?transport=tcp")),
+            IceServer(urls=("http://not-a-server", f"stun:{alive}", f"turn:{alive}")),
+        ]
+        began = time.monotonic()
+        live = await find_live(servers)
+        assert time.monotonic() - began < 1.5
+        assert live.stun is not None and live.stun.url == f"stun:{alive}"
+        assert live.turn is not None and live.turn.url == f"turn:{alive}"
+
+
+async def test_no_servers_are_asked_where_none_are_given() -> None:
+    live = await find_live([])
+    assert (live.stun, live.turn, live.turn_asked) == (None, None, False)
+
+
+async def test_wrong_turn_credentials_are_told_and_the_link_goes_on_without() -> None:
+    certificate = Certificate.generate()
+    async with stun_server() as (server, address):
+        turn = IceServer(urls=(f"turn:{address}",), username="u", credential="wrong")
+        async with PeerLink.offering(
+            certificate, channels={ChannelName.ESPCTL}, ice_servers=[turn]
+        ) as link:
+            assert link.relay_unavailable is not None
+            assert address in link.relay_unavailable.message
+            assert "typ host" in link.offer_sdp and "typ relay" not in link.offer_sdp
+        assert _ALLOCATE in server.requests
+        with pytest.raises(RelayUnavailable):
+            async with PeerLink.offering(
+                certificate, channels={ChannelName.ESPCTL}, ice_servers=[turn], relay_only=True
+            ):
+                pytest.fail("there is no relay")
+
+
+async def test_relay_only_without_a_living_turn_server_is_an_error(deaf: str) -> None:
+    certificate = Certificate.generate()
+    for servers in ([], [IceServer(urls=(f"turn:{deaf}",), username="u", credential="c")]):
+        with pytest.raises(RelayUnavailable) as caught:
+            async with PeerLink.offering(
+                certificate, channels={ChannelName.ESPCTL}, ice_servers=servers, relay_only=True
+            ):
+                pytest.fail("there is no relay")
+        assert "TURN server" in caught.value.message
