@@ -11,11 +11,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from aegis_protocol.errors import AegisError
     from rich.console import Console
+
+_PIPE_COLS: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Output:
     def stdout(self) -> Console:
         from rich.console import Console
 
-        return Console(highlight=False, soft_wrap=True)
+        # Into a pipe a line is as long as it needs to be: nothing is cut off or wrapped there.
+        return Console(highlight=False, width=None if sys.stdout.isatty() else _PIPE_COLS)
 
     @cached_property
     def stderr(self) -> Console:
@@ -51,7 +54,7 @@ class Output:
     def line(self, text: str) -> None:
         """A line of the result, for people."""
         if not self.json:
-            self.stdout.print(text, markup=False)
+            self.stdout.print(text, markup=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
         """A line beside the result, for people."""
@@ -64,12 +67,13 @@ class Output:
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
-        table = Table(*columns, box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+        named = any(columns)
+        table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, show_header=named)
+        for column in columns:
+            table.add_column(column, overflow="fold")
         for row in rows:
             table.add_row(*(_plain(cell) for cell in row))
-        # Into a pipe a table is as wide as it needs to be: nothing is cut off there.
-        width = None if self.stdout.is_terminal else 10_000
-        self.stdout.print(table, width=width, crop=False, soft_wrap=False)
+        self.stdout.print(table)
 
     def error(self, error: AegisError) -> None:
         if self.json:
