@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import signal
 import sys
 import time
@@ -37,6 +38,7 @@ from aegis_protocol.failures.link import (
     TooManyCandidates,
 )
 from aegis_protocol.fingerprint import Fingerprint
+from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from linked_peers import ALL, linked_peers
 
 pytestmark = pytest.mark.timeout(30)
@@ -368,6 +370,34 @@ async def test_a_peer_that_never_answers_is_given_up_at_the_deadline() -> None:
                 await client.opened(0.5)
             assert caught.value.retryable
             assert await client.wait_closed() is caught.value
+
+
+async def test_an_ordinary_peer_connection_may_be_the_client() -> None:
+    page = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    pipe = page.createDataChannel("pty")
+    requests = page.createDataChannel("espctl")
+    echoed: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    pipe.on("message", echoed.set_result)
+    await page.setLocalDescription(await page.createOffer())
+    # A browser offers one fingerprint; aiortc offers one for each hash.
+    offer = re.sub(r"a=fingerprint:sha-(384|512).*\r\n", "", page.localDescription.sdp)
+    try:
+        async with PeerLink.answering(
+            offer,
+            Certificate.generate(),
+            expected_fingerprint=read_description(offer).fingerprint,
+            granted=ALL,
+        ) as link:
+            await page.setRemoteDescription(RTCSessionDescription(link.answer_sdp, "answer"))
+            await link.opened(10)
+            await link.channel(PTY).send(b"from the agent")
+            assert await asyncio.wait_for(echoed, 5) == b"from the agent"
+            requests.send("from the page")
+            assert await link.channel(ESPCTL).receive() == "from the page"
+            await page.close()
+            assert await asyncio.wait_for(link.wait_closed(), 5) is None
+    finally:
+        await page.close()
 
 
 @pytest.mark.parametrize("wrong", ["", "a=setup:actpass", "a=ice-ufrag:", "a=sctp-port:99999"])

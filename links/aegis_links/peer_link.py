@@ -365,7 +365,8 @@ class PeerLink:
 
     async def _finish(self) -> None:
         async with self._finishing:
-            if self.error is None and not self._transport.ended.is_set():
+            connected = self._transport.association.established.is_set()
+            if self.error is None and connected and not self._transport.ended.is_set():
                 self._queue_moved()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(self._flush_limit_s):
