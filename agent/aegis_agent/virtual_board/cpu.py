@@ -9,8 +9,6 @@ by the board's own process alone.
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import threading
 from enum import Enum
 from typing import Any, Final
@@ -26,23 +24,22 @@ from unicorn import (
     UC_MEM_WRITE_PROT,
     UC_MEM_WRITE_UNMAPPED,
     UC_MODE_RISCV32,
-    UC_PROT_ALL,
-    UC_PROT_EXEC,
-    UC_PROT_READ,
-    UC_PROT_WRITE,
 )
 from unicorn import riscv_const as rv
 from unicorn.unicorn_py3 import Uc, UcError
 
-from aegis_agent.virtual_board import atomics, csr, layout, sites, trap
+from aegis_agent.virtual_board import atomics, csr, sites, trap
 from aegis_agent.virtual_board.csr import Csrs
-from aegis_agent.virtual_board.image import Image, Segment
+from aegis_agent.virtual_board.image import Image
+from aegis_agent.virtual_board.memory import EXECUTE, READ, WRITE, Memory
 from aegis_agent.virtual_board.peripherals import LiveRegisters
 from aegis_agent.virtual_board.silicon import PAGE_BYTES, Silicon
 from aegis_agent.virtual_board.trap import Registers, Trap
 
 # Not mapped in any chip, so that a program which gets there has jumped astray.
 _NEVER: Final = 0xFFFFFFFE
+# Translated code: it is thrown away when it fills this, and the default is 1 GiB.
+_TRANSLATED_BYTES: Final = 32 * 1024 * 1024
 _WFI: Final = 0x10500073
 _EBREAKS: Final = (b"\x02\x90", b"\x73\x00")  # c.ebreak, and the lower half of ebreak
 
@@ -68,6 +65,7 @@ class Cpu:
     ) -> None:
         make: Any = Uc  # its methods carry no types
         self._uc: Any = make(UC_ARCH_RISCV, UC_MODE_RISCV32)
+        self._uc.ctl_set_tcg_buffer_size(_TRANSLATED_BYTES)
         self._registers = registers
         self._csrs = csrs
         self._atomics = atomics.Atomics()
@@ -77,12 +75,11 @@ class Cpu:
         self._run_number = 0
         self._is_asked = False
         self._trap: Trap | None = None
-        self._shared: list[mmap.mmap] = []
         loaded = [segment for segment in image.segments if segment.is_loaded]
-        self._map_memory(silicon, loaded)
-        self._map_peripherals(silicon)
-        for segment in loaded:
-            self._uc.mem_write(segment.load_address, segment.data)
+        self._memory = Memory(self._uc, silicon, loaded, registers)
+        read, write = self._on_register_read, self._on_register_write
+        for page in registers.pages:
+            self._uc.mmio_map(page, PAGE_BYTES, read, page, write, page)
         self._uc.hook_add(UC_HOOK_MEM_INVALID, self._on_bad_access)
         self._uc.hook_add(UC_HOOK_INTR, self._on_exception)
         self._uc.hook_add(UC_HOOK_INSN_INVALID, self._on_invalid)
@@ -108,7 +105,7 @@ class Cpu:
             raise EmulatorFault(f"{failure} at 0x{self._pc:08x}") from failure
         if self._pc == _NEVER:
             return Trap(trap.FETCH_ACCESS, _NEVER, _NEVER)
-        return Stop.WAITING if self._word(self._pc - 4) == _WFI else Stop.PAUSED
+        return Stop.WAITING if self._memory.word(self._pc - 4) == _WFI else Stop.PAUSED
 
     def ask(self) -> int:
         with self._lock:
@@ -150,43 +147,16 @@ class Cpu:
         words: list[int] = []
         address = self._x(2) & ~3
         while len(words) < most_words:
-            word = self._word(address + 4 * len(words))
+            word = self._memory.word(address + 4 * len(words))
             if word is None:
                 break
             words.append(word)
         return words
 
     def is_executable(self, address: int) -> bool:
-        return self._is_allowed(address, UC_PROT_EXEC)
+        return self._memory.allows(address, EXECUTE)
 
-    # --- memory ---
-
-    def _map_memory(self, silicon: Silicon, loaded: list[Segment]) -> None:
-        aliased = {alias.of for alias in silicon.aliases}
-        for span in silicon.ram:
-            if span not in aliased:
-                self._uc.mem_map(span.start, span.size_bytes, UC_PROT_ALL)
-                continue
-            memory = mmap.mmap(-1, span.size_bytes)
-            self._shared.append(memory)
-            at = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-            starts = [span.start, *(alias.start for alias in silicon.aliases if alias.of == span)]
-            for start in starts:
-                self._uc.mem_map_ptr(start, span.size_bytes, UC_PROT_ALL, at)
-        for span in layout.flash_pages(silicon, loaded):
-            self._uc.mem_map(span.start, span.size_bytes, UC_PROT_READ | UC_PROT_EXEC)
-
-    def _map_peripherals(self, silicon: Silicon) -> None:
-        for page in self._registers.pages:
-            self._uc.mmio_map(
-                page, PAGE_BYTES, self._on_register_read, page, self._on_register_write, page
-            )
-        for span in silicon.peripherals:
-            for plain in layout.without(span, self._registers.pages):
-                self._uc.mem_map(plain.start, plain.size_bytes, UC_PROT_READ | UC_PROT_WRITE)
-        for address, word in self._registers.preset.items():
-            if address & ~(PAGE_BYTES - 1) not in self._registers.pages:
-                self._uc.mem_write(address, word.to_bytes(4, "little"))
+    # --- registers in memory ---
 
     def _on_register_read(self, _: Any, offset: int, size_bytes: int, page: int) -> int:
         if self._is_asked:
@@ -201,24 +171,6 @@ class Cpu:
             self._uc.emu_stop()
             return
         self._registers.write(page + offset, size_bytes, value)
-
-    def _is_live(self, address: int) -> bool:
-        return address & ~(PAGE_BYTES - 1) in self._registers.pages
-
-    def _is_allowed(self, address: int, permission: int) -> bool:
-        return any(
-            start <= address <= end and permissions & permission
-            for start, end, permissions in self._uc.mem_regions()
-        )
-
-    def _word(self, address: int) -> int | None:
-        """Return the word at `address` in memory; None where there is none, or a live register."""
-        if self._is_live(address):
-            return None
-        try:
-            return int.from_bytes(self._uc.mem_read(address & 0xFFFFFFFF, 4), "little")
-        except UcError:
-            return None
 
     # --- exceptions ---
 
@@ -242,7 +194,7 @@ class Cpu:
         # Whatever the instruction's length, pc is four past its beginning here.
         pc = self._read_pc() - 4 & 0xFFFFFFFF
         if number == trap.ILLEGAL_INSTRUCTION:
-            word = self._word(pc) or 0
+            word = self._memory.word(pc) or 0
             access = csr.decode(word)
             if access is not None and csr.is_known(access):
                 self._perform(access)
@@ -257,7 +209,7 @@ class Cpu:
 
     def _on_invalid(self, uc: Any, data: Any) -> bool:
         pc = self._read_pc()
-        half = ((self._word(pc) or 0) & 0xFFFF).to_bytes(2, "little")
+        half = ((self._memory.word(pc) or 0) & 0xFFFF).to_bytes(2, "little")
         is_break = half in _EBREAKS
         self._trap = Trap(trap.BREAKPOINT if is_break else trap.ILLEGAL_INSTRUCTION, pc, 0)
         return False
@@ -268,10 +220,10 @@ class Cpu:
         if self._is_asked:
             uc.emu_stop()
             return
-        word = self._word(address) or 0
+        word = self._memory.word(address) or 0
         access = csr.decode(word)
         atomic = atomics.decode(word)
-        if access is not None and access.csr in csr.OURS:
+        if access is not None and access.csr in csr.OURS and csr.is_known(access):
             self._perform(access)
         elif atomic is not None:
             self._trap = self._atomic_trap(atomic, address, word)
@@ -279,7 +231,7 @@ class Cpu:
                 uc.emu_stop()
                 return
         else:
-            return  # the firmware has put something else there meanwhile
+            return  # Unicorn does it: something else stands there by now, or it traps
         uc.reg_write(rv.UC_RISCV_REG_PC, address + 4)
 
     def _atomic_trap(self, access: atomics.AtomicAccess, pc: int, word: int) -> Trap | None:
@@ -290,24 +242,13 @@ class Cpu:
         if at % 4:
             cause = trap.LOAD_MISALIGNED if access.is_load else trap.STORE_MISALIGNED
             return Trap(cause, pc, at)
-        if not self._is_allowed(at, UC_PROT_READ if access.is_load else UC_PROT_WRITE):
+        if not self._memory.allows(at, READ if access.is_load else WRITE):
             return Trap(trap.LOAD_ACCESS if access.is_load else trap.STORE_ACCESS, pc, at)
         operand = self._x(access.operand)
-        old = self._atomics.perform(access, at, operand, self._load, self._store)
+        old = self._atomics.perform(access, at, operand, self._memory.load, self._memory.store)
         if access.target:
             self._uc.reg_write(rv.UC_RISCV_REG_X0 + access.target, old)
         return None
-
-    def _load(self, address: int) -> int:
-        if self._is_live(address):
-            return self._registers.read(address, 4)
-        return int.from_bytes(self._uc.mem_read(address, 4), "little")
-
-    def _store(self, address: int, word: int) -> None:
-        if self._is_live(address):
-            self._registers.write(address, 4, word)
-        else:
-            self._uc.mem_write(address, word.to_bytes(4, "little"))
 
     def _perform(self, access: csr.CsrAccess) -> None:
         operand = access.source if access.is_immediate else self._x(access.source)

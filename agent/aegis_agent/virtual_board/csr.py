@@ -60,12 +60,12 @@ def decode(word: int) -> CsrAccess | None:
 
 def is_known(access: CsrAccess) -> bool:
     """Return whether a chip would do `access` rather than trap."""
+    is_read_only = access.csr >> 10 == 3
+    if is_read_only and access.writes:
+        return False
     if access.csr in OURS:
         return True
-    is_read_only = access.csr >> 10 == 3
-    if access.csr in _FLOAT_CSRS or access.csr in _COUNTER_CSRS:
-        return False
-    return not (is_read_only and access.writes)
+    return access.csr not in _FLOAT_CSRS and access.csr not in _COUNTER_CSRS
 
 
 class Csrs:

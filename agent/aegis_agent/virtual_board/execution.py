@@ -10,6 +10,7 @@ One image executing: the loop around the core.
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
 from typing import Final
@@ -81,6 +82,14 @@ class Execution:
 
     def run(self, image: Image) -> bool:
         """Execute `image`; return True when it restarts the chip, False when told to stop."""
+        try:
+            return self._execute(image)
+        finally:
+            # Unicorn's callbacks and the core hold each other: without this a firmware that
+            # restarts again and again fills the memory faster than it is cleared.
+            gc.collect()
+
+    def _execute(self, image: Image) -> bool:
         cpu = self._cpu = Cpu(self._silicon, image, self._registers, self._csrs)
         try:
             with Interrupter(cpu, self._stopping):

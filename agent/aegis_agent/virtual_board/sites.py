@@ -17,7 +17,7 @@ from aegis_agent.virtual_board import atomics, csr
 from aegis_agent.virtual_board.image import Segment
 
 # Each is looked through for every instruction that is translated: a bound for images full of them.
-MOST_SITES: Final = 4096
+MOST_SITES: Final = 2048
 _MOST_CANDIDATES: Final = 131_072
 
 # Little-endian, overlapping: an access to mtvec, to a cycle counter or to the chips' own one, or
