@@ -1,0 +1,1 @@
+"""The peer link over aiortc that agent and client share: connection, channels, files, terminals."""

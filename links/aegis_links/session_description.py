@@ -23,7 +23,6 @@ from aiortc.sdp import (
     MediaDescription,
     SessionDescription,
     candidate_from_sdp,
-    candidate_to_sdp,
 )
 
 MAX_REMOTE_CANDIDATES: Final = 32
@@ -132,11 +131,6 @@ def write_description(
     session.group = [GroupDescription("BUNDLE", [mid])]
     session.media = [media]
     return str(session)
-
-
-def candidate_text(candidate: RTCIceCandidate) -> str:
-    """Return a candidate as it stands in a description, for logs and `doctor`."""
-    return candidate_to_sdp(candidate)
 
 
 def _role(role: str) -> DtlsRole:
