@@ -81,8 +81,8 @@ write_requirements() {
     "$venv/bin/python" "$here/setup/requirements.py" "$kind" >"$build/requirements.txt"
 }
 
-# -qq: errors alone. Everything is fetched first, as wheels, so that what follows needs no network. --use-pep517: an old pip would build a wheel from a
-# setup.py with whatever the environment has, which is no `wheel`.
+# Everything is fetched first, as wheels, so that what follows needs no network. -qq: errors alone.
+# --use-pep517: an old pip builds a setup.py with what the environment has, and that is no `wheel`.
 fetch_wheels() {
     timeout 1800 "$venv/bin/python" -m pip wheel -qq --use-pep517 --disable-pip-version-check --no-input \
         --wheel-dir "$build/wheels" --find-links "$build/wheels" \
