@@ -114,7 +114,7 @@ class AgentConfig(BaseSettings):
     disk_quota_mb: int = Field(default=20_000, ge=100, validation_alias="AEGIS_DISK_QUOTA_MB")
     send_queue_bytes: int = Field(
         default=SEND_QUEUE_CAP_BYTES,
-        ge=16_384,
+        ge=65_536,
         le=SEND_QUEUE_CAP_BYTES,
         validation_alias="AEGIS_SEND_QUEUE_BYTES",
     )
