@@ -1,0 +1,1 @@
+"""Folders that hostile code has written in, and the room that things take on the disk."""

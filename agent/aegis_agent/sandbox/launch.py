@@ -1,0 +1,118 @@
+"""
+Becomes bubblewrap as the build's user. Run as a program, by its path, with the standard library
+alone: `python -I -S launch.py FD`, where FD holds the order as JSON (`Order` in process.py).
+
+    parent    pid that started this; without it nothing is started
+    uid, gid  whom to become; null: stay who we are
+    mounts    [[source, name in the staging folder], …], only with a uid
+    limits    rlimits by name; `processes` counts from what the user runs already
+    bwrap     path
+    args_fd   descriptor with bubblewrap's options, each ended by NUL
+    command   what bubblewrap runs
+
+As root the mounts are taken first, in a mount namespace of our own: bubblewrap then runs as a user
+who could not walk to them (a state directory under /root), and still shows nothing else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+STAGING = "/tmp"  # noqa: S108  covered by a tmpfs of our own below
+_CLONE_NEWNS = 0x20000
+_MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_REC, _MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18
+_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def main() -> None:
+    with os.fdopen(int(sys.argv[1]), "rb") as file:
+        order: dict[str, Any] = json.load(file)
+    os.chdir("/")
+    os.umask(0o022)
+    if order["uid"] is not None:
+        _stage(order["mounts"])
+    # What the kernel may kill first when memory runs out is a build, never the agent.
+    Path("/proc/self/oom_score_adj").write_text("1000")
+    _limit(order["limits"], shared_user=order["uid"] is None)
+    if order["uid"] is not None:
+        os.setgroups([])
+        os.setresgid(order["gid"], order["gid"], order["gid"])
+        os.setresuid(order["uid"], order["uid"], order["uid"])
+    _checked(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+    # After the change of user, which would clear it (prctl(2)).
+    _checked(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "pdeathsig")
+    if os.getppid() != order["parent"]:
+        sys.exit("the agent is gone")
+    words = ["bwrap", "--args", str(order["args_fd"]), "--", *order["command"]]
+    os.execv(order["bwrap"], words)  # noqa: S606
+
+
+def _stage(mounts: list[list[str]]) -> None:
+    _checked(_libc.unshare(_CLONE_NEWNS), "a mount namespace")
+    _mount(None, "/", None, _MS_REC | _MS_PRIVATE, None)
+    # Opened before the staging folder covers what lies in it.
+    sources = [(os.open(source, os.O_PATH | os.O_NOFOLLOW), name) for source, name in mounts]
+    _mount("tmpfs", STAGING, "tmpfs", _MS_NOSUID | _MS_NODEV, "mode=0755,size=256k")
+    for fd, name in sources:
+        place = Path(STAGING, name)
+        if os.path.isdir(f"/proc/self/fd/{fd}"):  # noqa: PTH112  pathlib would resolve it
+            place.mkdir()
+        else:
+            place.touch()
+        _mount(f"/proc/self/fd/{fd}", str(place), None, _MS_BIND | _MS_REC, None)
+        os.close(fd)
+
+
+def _limit(limits: dict[str, int], *, shared_user: bool) -> None:
+    processes = limits["processes"] + (_threads_of(os.getuid()) if shared_user else 0)
+    for what, wanted in (
+        (resource.RLIMIT_AS, limits["memory_bytes"]),
+        (resource.RLIMIT_NPROC, processes),
+        (resource.RLIMIT_FSIZE, limits["file_bytes"]),
+        (resource.RLIMIT_CPU, limits["cpu_s"]),
+        (resource.RLIMIT_NOFILE, limits["open_files"]),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        hard = resource.getrlimit(what)[1]
+        bound = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(what, (bound, bound))
+
+
+def _threads_of(uid: int) -> int:
+    """How many threads `uid` runs now: RLIMIT_NPROC counts them, whatever they belong to."""
+    count = 0
+    for entry in os.scandir("/proc"):
+        try:
+            if entry.name.isdigit() and entry.stat().st_uid == uid:
+                count += len(list(os.scandir(f"/proc/{entry.name}/task")))
+        except OSError:
+            continue
+    return count
+
+
+def _mount(source: str | None, at: str, kind: str | None, flags: int, data: str | None) -> None:
+    def raw(text: str | None) -> bytes | None:
+        return None if text is None else os.fsencode(text)
+
+    status = _libc.mount(raw(source), raw(at), raw(kind), ctypes.c_ulong(flags), raw(data))
+    _checked(status, f"mounting at {at}")
+
+
+def _checked(status: int, what: str) -> None:
+    if status != 0:
+        raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except OSError as exc:
+        sys.exit(f"bwrap: launch: {exc}")
