@@ -232,7 +232,9 @@ def _set_up(demo: Demo) -> float:
     demo.start("agent", "aegis-agent", "run")
     demo.env["AEGIS_STATE_DIR"] = str(DEMO / "control")
     demo.wait_for("the agent", lambda: _agent_is_ready(demo))
-    demo.step("log in", "espctl", "login", demo.env["CONTROL_BASE_URL"], "--key-file", str(key_file))
+    demo.step(
+        "log in", "espctl", "login", demo.env["CONTROL_BASE_URL"], "--key-file", str(key_file)
+    )
     return time.monotonic() - started
 
 

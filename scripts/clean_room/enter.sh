@@ -11,6 +11,7 @@ mount --bind "$room" "$room"
 cd "$room"
 mount -t proc proc proc
 mount -t sysfs -o ro sysfs sys
+mount --rbind /sys/fs/cgroup sys/fs/cgroup # tests boot a systemd
 mount -t tmpfs -o mode=0755 tmpfs dev
 mkdir dev/pts dev/shm
 mount -t devpts -o newinstance,ptmxmode=0666,mode=0620,gid=5 devpts dev/pts
