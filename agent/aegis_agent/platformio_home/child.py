@@ -8,7 +8,7 @@ import os
 import re
 import signal
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -35,34 +35,15 @@ async def run(
 
     Raises InstallFailed with its last lines: another status than 0, no such program, the deadline.
     """
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env=dict(environment),
-            cwd=cwd,
-            start_new_session=True,
-            umask=0o022,
-            limit=_LINE_LIMIT_BYTES,
-        )
-    except OSError as exc:
-        raise InstallFailed(f"{argv[0]} can't be started: {exc.strerror}") from exc
     tail: deque[str] = deque(maxlen=_TAIL_LINES)
     try:
-        async with asyncio.timeout(deadline_s):
-            await _read_lines(process, tail, on_line)
+        async with asyncio.timeout(deadline_s), _child(argv, environment, cwd) as (process, lines):
+            await _read_lines(lines, tail, on_line)
             status = await process.wait()
     except TimeoutError as exc:
         raise InstallFailed(
             f"{_name(argv)} did not end within {deadline_s:.0f} s", output=list(tail)
         ) from exc
-    finally:
-        # Also after a good end: what it left in the background belongs to nobody.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
     if status != 0:
         last = next((line for line in reversed(tail) if line.strip()), "it said nothing")
         raise InstallFailed(
@@ -70,17 +51,55 @@ async def run(
         )
 
 
+@contextlib.asynccontextmanager
+async def _child(
+    argv: Sequence[str], environment: Mapping[str, str], cwd: Path | None
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, asyncio.StreamReader]]:
+    """The child and its output; it leads a process group, which ends with the block."""
+    # Our own pipe: it closes here, also when a process that left the group still holds its end.
+    reading_end, writing_end = os.pipe()
+    with os.fdopen(reading_end, "rb") as source:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=writing_end,
+                stderr=writing_end,
+                env=dict(environment),
+                cwd=cwd,
+                start_new_session=True,
+                umask=0o022,
+            )
+        except OSError as exc:
+            raise InstallFailed(f"{argv[0]} can't be started: {exc.strerror}") from exc
+        finally:
+            os.close(writing_end)
+        try:
+            lines = asyncio.StreamReader(limit=_LINE_LIMIT_BYTES)
+            transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+                lambda: asyncio.StreamReaderProtocol(lines), source
+            )
+            try:
+                yield process, lines
+            finally:
+                transport.close()
+        finally:
+            # Also after a good end: what it left in the background belongs to nobody.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+
+
 async def _read_lines(
-    process: asyncio.subprocess.Process, tail: deque[str], on_line: Callable[[str], None]
+    lines: asyncio.StreamReader, tail: deque[str], on_line: Callable[[str], None]
 ) -> None:
-    assert process.stdout is not None
     while True:
         try:
-            raw = await process.stdout.readuntil(b"\n")
+            raw = await lines.readuntil(b"\n")
         except asyncio.IncompleteReadError as exc:
             raw = exc.partial
         except asyncio.LimitOverrunError as exc:
-            raw = await process.stdout.read(exc.consumed)
+            raw = await lines.read(exc.consumed)
         if not raw:
             return
         line = _CREDENTIALS.sub("***@", raw.decode(errors="replace").rstrip())
