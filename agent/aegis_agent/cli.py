@@ -169,7 +169,7 @@ def toolchains_list(
     from aegis_agent.toolchains import Toolchains
 
     config = load(state_dir=state_dir)
-    found = _finish(Toolchains.detect(config.toolchain_home)).found
+    found = _finish(Toolchains.detect(platformio_home=config.toolchain_home)).found
     if as_json:
         _print_json({"toolchains": [kind.model_dump(mode="json") for kind in found]})
         return

@@ -34,6 +34,7 @@ from aegis_protocol.control_link import (
     Welcome,
 )
 from aegis_protocol.failures.agent import AgentGone
+from aegis_protocol.failures.build import SandboxUnavailable
 from aegis_protocol.failures.http import JobCanceled
 from aegis_protocol.states import JobState
 
@@ -222,7 +223,7 @@ class Daemon:
             "toolchains": self._toolchains.found,
             "boards": self._boards.boards(),
             "jobs": self._jobs.held(),
-            "warm_projects": self._services.sources.warm_projects(),
+            "warm_projects": self._jobs.warm_projects,
             "paused": self._jobs.closed_reason,
         }
 
@@ -286,10 +287,12 @@ async def start(config: AgentConfig) -> None:
     """Detect what this machine has, then run the daemon to its end."""
     config.state_dir.mkdir(parents=True, exist_ok=True)
     identity = Identity.open(config.state_dir)
-    toolchains = await Toolchains.detect(config.toolchain_home)
+    toolchains = await Toolchains.detect(platformio_home=config.toolchain_home)
     sandbox = Sandbox(uid_base=config.build_uid_base)
-    for trouble in await sandbox.troubles():
-        log.warning("sandbox.unavailable", detail=trouble)
+    try:
+        await sandbox.check()
+    except SandboxUnavailable as exc:
+        log.warning("sandbox.unavailable", detail=exc.message, remedy=exc.remedy)
     if not toolchains.found:
         log.warning("toolchains.none", remedy="Run `aegis-agent toolchains install`.")
     await Daemon(config, toolchains, sandbox, identity).run()

@@ -34,6 +34,8 @@ from aegis_agent.tasks import Task
 
 log = structlog.get_logger()
 
+_WARM_PROJECTS = 256
+
 
 class Peer(Protocol):
     """A connection of a job, as the job sees it."""
@@ -240,6 +242,7 @@ class JobTable:
         self._jobs: dict[str, Job] = {}
         self._owned = OwnedTasks()
         self._unreported: dict[str, JobMoved] = {}
+        self._warm: dict[str, None] = {}
         self.closed_reason: str | None = None
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, mode=0o700)
@@ -247,6 +250,11 @@ class JobTable:
     @property
     def jobs(self) -> tuple[Job, ...]:
         return tuple(self._jobs.values())
+
+    @property
+    def warm_projects(self) -> tuple[str, ...]:
+        """The projects built here lately: control prefers this agent for them."""
+        return tuple(self._warm)
 
     def get(self, job_id: str) -> Job | None:
         return self._jobs.get(job_id)
@@ -320,6 +328,11 @@ class JobTable:
             self._free.add(job.slot)
             job.over.set()
         job.state = state
+        if job.project_key is not None:
+            self._warm.pop(job.project_key, None)
+            self._warm[job.project_key] = None
+            while len(self._warm) > _WARM_PROJECTS:
+                self._warm.pop(next(iter(self._warm)))
         for peer in list(job.peers):
             peer.close(error)
         for task in job.tasks.values():
