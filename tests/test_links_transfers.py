@@ -20,8 +20,8 @@ from aegis_protocol.failures.link import (
     LinkClosed,
     LinkError,
     PeerGone,
+    SentFileChanged,
     SizeMismatch,
-    SourceChanged,
     TransferAborted,
     TransferNotWritten,
     TransferRefused,
@@ -242,9 +242,9 @@ async def test_a_file_that_changes_while_it_is_sent_is_named(tmp: Path, change: 
                 1, tmp / "target", size_bytes=len(data), sha256=sha256(data), on_progress=spoil
             )
         )
-        with pytest.raises(SourceChanged):
+        with pytest.raises(SentFileChanged):
             await agent.send_file(1, source)
-        with pytest.raises(SourceChanged):
+        with pytest.raises(SentFileChanged):
             await receiving
     assert not (tmp / "target").exists()
 

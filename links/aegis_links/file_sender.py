@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from aegis_protocol.channels import PAYLOAD_BYTES
-from aegis_protocol.failures.link import FrameError, SizeMismatch, SourceChanged, TransferError
+from aegis_protocol.failures.link import FrameError, SentFileChanged, SizeMismatch, TransferError
 from aegis_protocol.frames import (
     TRANSFER_WINDOW_BYTES,
     TransferAck,
@@ -184,5 +184,7 @@ class _File:
             raise self._changed()
         return block
 
-    def _changed(self) -> SourceChanged:
-        return SourceChanged(f"{self._path.name} changed while it was sent.", name=self._path.name)
+    def _changed(self) -> SentFileChanged:
+        return SentFileChanged(
+            f"{self._path.name} changed while it was sent.", name=self._path.name
+        )

@@ -91,7 +91,7 @@ class TransferPort:
 
         Raises
         ------
-        SourceChanged    the file is not what it was at the start
+        SentFileChanged  the file is not what it was at the start
         SizeMismatch     there is no such offset in it
         TransferStalled  the receiver said nothing for `stall_s`
         TransferRefused  too many at once, or the number is in use

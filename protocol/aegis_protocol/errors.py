@@ -52,7 +52,7 @@ class AegisError(Exception):
 
     code: ClassVar[str] = "internal.error"
     remedy: str = "This is a defect in Aegis: please report it with the log of the program."
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -91,6 +91,7 @@ class RemoteError(AegisError):
     def __init__(self, body: ErrorBody) -> None:
         super().__init__(body.message, remedy=body.remedy or None)
         self.facts = dict(body.facts)
+        self.retryable = body.retryable
         self._body = body
 
     def body(self) -> ErrorBody:

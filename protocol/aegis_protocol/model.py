@@ -30,4 +30,5 @@ Labels = Annotated[
 ]
 
 SizeBytes = Annotated[int, Field(ge=0, le=1 << 40)]
-UnixSeconds = float
+UnixSeconds = Annotated[float, Field(allow_inf_nan=False)]
+"""A time that is no number would pass every check of what is over."""

@@ -63,7 +63,7 @@ class BuildResult(Wire):
 
 
 class FlashedRegion(Wire):
-    """sha256: as read back from the flash."""
+    """sha256: of what was written; the chip's own MD5 of its flash has confirmed it."""
 
     name: str
     offset: int

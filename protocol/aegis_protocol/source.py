@@ -2,7 +2,7 @@
 A project's source as a plan: paths, sizes, modes and digests, and the rules for paths.
 
 The same rules are applied by the client, which reads the files, and by the agent, which trusts
-no client: a path is relative, NFC UTF-8, made of ordinary parts, and stays inside the project.
+no client: a path is relative, UTF-8, made of ordinary parts, and stays inside the project.
 """
 
 from __future__ import annotations

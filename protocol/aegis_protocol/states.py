@@ -107,7 +107,7 @@ def ended(state: JobState | TaskState) -> bool:
     return not TASK_MOVES[state]
 
 
-def diagram(moves: Mapping[JobState, frozenset[JobState]]) -> str:
+def diagram(moves: Mapping[S, frozenset[S]]) -> str:
     """Return the table as a Mermaid state diagram, for the docs."""
     lines = ["stateDiagram-v2", "    [*] --> pending"]
     for state, targets in moves.items():

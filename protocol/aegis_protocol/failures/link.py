@@ -145,11 +145,6 @@ class RpcRequestInvalid(LinkError):
     remedy = "Send a JSON-RPC 2.0 request: `jsonrpc`, `id`, `method`, and `params` as an object."
 
 
-class RpcMethodUnknown(LinkError):
-    code = "rpc.method_unknown"
-    remedy = "The peer does not know this method: compare `--version` on both sides."
-
-
 class RpcParamsInvalid(LinkError):
     code = "rpc.params_invalid"
     remedy = "The message names the parameter; docs/protocol.md has every method's parameters."
@@ -195,7 +190,7 @@ class SizeMismatch(TransferError):
     retryable = True
 
 
-class SourceChanged(TransferError):
+class SentFileChanged(TransferError):
     code = "transfer.source_changed"
     remedy = "The file changed while it was being sent. Run the command again when it is at rest."
     retryable = True
