@@ -131,3 +131,26 @@ class JobTimedOut(AegisError):
 class JobCanceled(AegisError):
     code = "job.canceled"
     remedy = "Somebody canceled this job: `espctl jobs` shows it; start a new one."
+
+
+class TargetUnknown(AegisError):
+    code = "target.unknown"
+    remedy = "Name a chip such as esp32 or esp32p4; the facts list the ones there are."
+
+
+class MethodNotAllowed(AegisError):
+    code = "request.method_not_allowed"
+    remedy = "docs/protocol.md lists every endpoint with its method."
+
+
+class KeyNotFound(AegisError):
+    code = "key.not_found"
+    remedy = "`aegis-control keys list` shows the keys there are."
+
+
+class EnrollNameTaken(AegisError):
+    code = "enroll.name_taken"
+    remedy = (
+        "Enrol under another name (`--name`). If the agent of that name was set up anew, an "
+        "operator first removes the old one: `aegis-control agents remove NAME`."
+    )

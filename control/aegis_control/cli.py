@@ -1,0 +1,88 @@
+"""`aegis-control`: the commands of the control plane's operator."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from aegis_protocol import __version__
+from aegis_protocol.errors import AegisError
+
+from aegis_control.commands import agents_commands, config_commands, key_commands
+from aegis_control.commands.outcome import fail
+
+_HELP: Final = "Says who may do what, knows the agents, schedules, and introduces the peers."
+
+app = typer.Typer(
+    name="aegis-control",
+    help=_HELP,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+)
+app.add_typer(key_commands.keys, name="keys")
+app.add_typer(key_commands.tokens, name="enroll-token")
+app.add_typer(agents_commands.agents, name="agents")
+app.add_typer(config_commands.app, name="config")
+app.command("list-agents")(agents_commands.list_agents)
+
+
+def main() -> None:
+    """Run the command line; a named failure is one line and its exit code."""
+    as_json = "--json" in sys.argv[1:]
+    try:
+        app()
+    except AegisError as exc:
+        sys.exit(fail(exc, as_json=as_json))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"aegis-control {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show it and exit."),
+    ] = False,
+) -> None:
+    """Options of every command."""
+
+
+@app.command()
+def serve(
+    listen: Annotated[
+        str | None, typer.Option(help="host:port; port 0 takes a free one. [AEGIS_LISTEN]")
+    ] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(help="Where control keeps everything. [AEGIS_STATE_DIR]")
+    ] = None,
+    public_base_url: Annotated[
+        str | None,
+        typer.Option(help="How agents and clients reach it. [CONTROL_PUBLIC_BASE_URL]"),
+    ] = None,
+) -> None:
+    """Run the control plane until SIGTERM or Ctrl-C."""
+    from aegis_control import log
+    from aegis_control import serve as server
+    from aegis_control.config import load
+
+    config = load(listen=listen, state_dir=state_dir, public_base_url=public_base_url).config
+    log.configure(config.log)
+    os.umask(0o077)
+
+    def announce(served: server.Served) -> None:
+        typer.echo(f"aegis-control {__version__} listens on {served.base_url}")
+        typer.echo(f"state: {config.state_dir}")
+        if served.operator_key is not None:
+            typer.echo(f"first operator key: in {served.operator_key}")
+        sys.stdout.flush()
+
+    asyncio.run(server.serve_until_signal(config, announce=announce))

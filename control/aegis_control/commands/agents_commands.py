@@ -1,0 +1,95 @@
+"""`list-agents`, and what an operator does with an agent."""
+
+from __future__ import annotations
+
+import time
+
+import typer
+from aegis_protocol.http_api import Agent, AgentList
+from aegis_protocol.states import BoardState
+from rich.console import Console
+from rich.table import Table
+
+from aegis_control.commands.asking import Asking, Json, KeyFile, State, Url
+
+agents = typer.Typer(help="Agents.", no_args_is_help=True)
+
+
+@agents.command("list")
+def list_agents(
+    url: Url = None, key_file: KeyFile = None, state_dir: State = None, as_json: Json = False
+) -> None:
+    """Show the agents: state, version, targets, toolchains, slots, boards, last seen."""
+    found = Asking(url, key_file, state_dir).get("/agents", AgentList)
+    if as_json:
+        typer.echo(found.model_dump_json(indent=2))
+        return
+    if not found.agents:
+        typer.echo("No agent is enrolled. `aegis-control enroll-token create` makes a token.")
+        return
+    console = Console()
+    if console.width < _WIDE and not console.is_terminal:
+        console = Console(width=_WIDE)
+    console.print(_table(found))
+
+
+@agents.command("remove")
+def remove(agent: str, url: Url = None, key_file: KeyFile = None, state_dir: State = None) -> None:
+    """Forget an agent, by id or name; its jobs have failed then."""
+    Asking(url, key_file, state_dir).delete(f"/services/agents/{agent}")
+    typer.echo(f"removed {agent}")
+
+
+_WIDE = 180
+
+
+def _table(found: AgentList) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in (
+        "ID",
+        "NAME",
+        "STATE",
+        "VERSION",
+        "TARGETS",
+        "TOOLCHAINS",
+        "SLOTS",
+        "BOARDS",
+        "LAST SEEN",
+    ):
+        table.add_column(name, overflow="fold", no_wrap=name in ("ID", "SLOTS", "LAST SEEN"))
+    for agent in found.agents:
+        table.add_row(
+            agent.id,
+            agent.name,
+            f"{agent.state}: {agent.reason}" if agent.reason else str(agent.state),
+            agent.version,
+            " ".join(_targets(agent)),
+            ", ".join(f"{chain.kind} {chain.version}" for chain in agent.toolchains),
+            f"{agent.slots_free}/{agent.slots} free",
+            ", ".join(_board(agent)),
+            _ago(agent.last_seen),
+        )
+    return table
+
+
+def _targets(agent: Agent) -> list[str]:
+    return sorted({*agent.targets, *(t for chain in agent.toolchains for t in chain.targets)})
+
+
+def _board(agent: Agent) -> list[str]:
+    return [
+        f"{board.id} ({board.chip or 'unknown chip'}"
+        + ("" if board.state is BoardState.FREE else f", {board.state}")
+        + ")"
+        for board in agent.boards
+    ]
+
+
+def _ago(at: float | None) -> str:
+    if at is None:
+        return "never"
+    seconds = max(0, int(time.time() - at))
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds // size} {unit} ago"
+    return f"{seconds} s ago"

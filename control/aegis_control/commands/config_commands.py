@@ -1,0 +1,64 @@
+"""`config`: what is in force and where it came from, and what is wrong."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import typer
+from pydantic import SecretStr
+from rich.console import Console
+from rich.table import Table
+
+from aegis_control.commands.asking import Json
+from aegis_control.config import Loaded, env_names, load
+
+app = typer.Typer(help="Settings.", no_args_is_help=True)
+
+
+@app.command("show")
+def show(as_json: Json = False) -> None:
+    """Print every setting, its value (secrets redacted) and where the value came from."""
+    loaded = load()
+    rows = _rows(loaded)
+    if as_json:
+        typer.echo(json.dumps({"settings": rows}, indent=2))
+        return
+    table = Table("SETTING", "VALUE", "FROM", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(row["name"], str(row["value"]), row["from"])
+    Console().print(table)
+
+
+@app.command("validate")
+def validate(as_json: Json = False) -> None:
+    """Say what is wrong with the settings; exits 0 when nothing is."""
+    loaded = load()
+    if as_json:
+        typer.echo(json.dumps({"status": "ok", "unknown": list(loaded.unknown)}))
+        return
+    for line in loaded.unknown:
+        typer.echo(f"not a setting of control: {line}", err=True)
+    typer.echo("The settings are good.")
+
+
+def _rows(loaded: Loaded) -> list[dict[str, Any]]:
+    rows = []
+    for field, name in env_names().items():
+        value = getattr(loaded.config, field)
+        rows.append({"name": name, "value": _shown(value), "from": loaded.origins[name]})
+    return rows
+
+
+def _shown(value: Any) -> Any:
+    match value:
+        case SecretStr():
+            return "[set]"
+        case None:
+            return None
+        case tuple():
+            return ", ".join(str(item) for item in value)
+        case bool() | int() | float():
+            return value
+        case _:
+            return str(value)

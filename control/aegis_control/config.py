@@ -1,0 +1,345 @@
+"""
+Control's settings: read once, from the environment and two env files, into a frozen model.
+
+Order, the first that has a value wins: a command's option, the environment,
+`/etc/aegis/control.env`, `/etc/aegis/secrets.env`, the default (`AEGIS_CONFIG_DIR` names another
+folder than /etc/aegis). The files hold plain `NAME=value` lines. An empty value is an unset one.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
+
+from aegis_protocol.channels import ChannelName
+from aegis_protocol.errors import AegisError
+from aegis_protocol.grant import MAX_GRANT_LIFE_S
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from aegis_control.log import check_spec
+
+DEFAULT_PORT: Final = 8470
+DEFAULT_LISTEN: Final = f"127.0.0.1:{DEFAULT_PORT}"
+
+_LISTEN: Final = re.compile(r"^(?P<host>\[[0-9a-fA-F:.]+\]|[^:\s]+):(?P<port>\d{1,5})$")
+_NAME: Final = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+_STUN: Final = re.compile(r"^stuns?:[^\s?@/]+$")
+_TURN: Final = re.compile(r"^turns?:[^\s?@/]+(\?transport=(udp|tcp))?$")
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Words = Annotated[tuple[str, ...], NoDecode]
+
+
+class ConfigInvalid(AegisError):
+    code = "config.invalid"
+    remedy = "Correct the setting that the message names; docs/settings.md lists them all."
+
+
+class ControlConfig(BaseSettings):
+    """Every setting of `aegis-control`, with its environment variable as the alias."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", populate_by_name=True, env_ignore_empty=True
+    )
+
+    listen: str = Field(default=DEFAULT_LISTEN, validation_alias="AEGIS_LISTEN")
+    """host:port; port 0 takes a free one."""
+    public_base_url: str | None = Field(default=None, validation_alias="CONTROL_PUBLIC_BASE_URL")
+    """How agents and clients reach control; by default what `listen` says."""
+    tls_cert_file: Path | None = Field(default=None, validation_alias="AEGIS_TLS_CERT_FILE")
+    tls_key_file: Path | None = Field(default=None, validation_alias="AEGIS_TLS_KEY_FILE")
+    state_dir: Path = Field(
+        default_factory=lambda: default_state_dir(), validation_alias="AEGIS_STATE_DIR"
+    )
+    database_url: SecretStr | None = Field(default=None, validation_alias="AEGIS_DATABASE_URL")
+    """By default SQLite in the state directory."""
+    allowed_channels: Words = Field(default=tuple(ChannelName), validation_alias="ALLOWED_CHANNELS")
+    allowed_origins: Words = Field(default=(), validation_alias="ALLOWED_ORIGINS")
+    mcp_auth_secret: SecretStr | None = Field(default=None, validation_alias="MCP_AUTH_SECRET")
+    mcp_auth_secret_previous: SecretStr | None = Field(
+        default=None, validation_alias="MCP_AUTH_SECRET_PREVIOUS"
+    )
+    agent_auth_secret: SecretStr | None = Field(default=None, validation_alias="AGENT_AUTH_SECRET")
+    agent_auth_secret_previous: SecretStr | None = Field(
+        default=None, validation_alias="AGENT_AUTH_SECRET_PREVIOUS"
+    )
+    stun_urls: Words = Field(default=(), validation_alias="AEGIS_STUN_URLS")
+    turn_urls: Words = Field(default=(), validation_alias="AEGIS_TURN_URLS")
+    turn_secret: SecretStr | None = Field(default=None, validation_alias="AEGIS_TURN_SECRET")
+    trusted_proxies: Annotated[tuple[Network, ...], NoDecode] = Field(
+        default=(), validation_alias="AEGIS_TRUSTED_PROXIES"
+    )
+    log: str = Field(default="info", validation_alias="AEGIS_LOG")
+    grant_secs: int = Field(
+        default=MAX_GRANT_LIFE_S, ge=5, le=MAX_GRANT_LIFE_S, validation_alias="AEGIS_GRANT_SECS"
+    )
+    max_bandwidth_kbps: int = Field(default=0, ge=0, validation_alias="AEGIS_MAX_BANDWIDTH_KBPS")
+    """0: no limit."""
+    max_message_rate: int = Field(default=0, ge=0, validation_alias="AEGIS_MAX_MESSAGE_RATE")
+    """Messages per second; 0: no limit."""
+    max_job_secs: int = Field(
+        default=14_400, ge=1, le=86_400, validation_alias="AEGIS_MAX_JOB_SECS"
+    )
+    max_waiting_jobs: int = Field(default=64, ge=1, validation_alias="AEGIS_MAX_WAITING_JOBS")
+    """Per identity; one more is refused with 429."""
+    request_timeout_s: float = Field(default=60, gt=0, validation_alias="AEGIS_REQUEST_TIMEOUT")
+    connect_timeout_s: float = Field(default=10, gt=0, validation_alias="AEGIS_CONNECT_TIMEOUT")
+    link_timeout_s: float = Field(default=15, gt=0, validation_alias="AEGIS_LINK_TIMEOUT")
+    """An agent's link without a frame for so long is down."""
+    keepalive_s: float = Field(default=30, gt=0, validation_alias="AEGIS_KEEPALIVE_SECS")
+    lost_after_s: float = Field(default=120, gt=0, validation_alias="AEGIS_LOST_AFTER_SECS")
+    """After its agent's link went down a job is `lost`."""
+    failed_after_s: float = Field(default=300, gt=0, validation_alias="AEGIS_FAILED_AFTER_SECS")
+    """A job that was lost for so long has failed."""
+    absent_after_s: float = Field(default=60, gt=0, validation_alias="AEGIS_ABSENT_AFTER_SECS")
+    """A pending job whose client neither listens nor polls for so long is dropped."""
+    connect_grace_s: float = Field(default=60, gt=0, validation_alias="AEGIS_CONNECT_GRACE_SECS")
+    """An assigned job to which nobody connects for so long goes back to pending, once."""
+    drain_timeout_s: float = Field(default=10, gt=0, validation_alias="AEGIS_DRAIN_TIMEOUT")
+    """After SIGTERM everything is closed within so long."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
+
+    @field_validator(
+        "allowed_channels",
+        "allowed_origins",
+        "stun_urls",
+        "turn_urls",
+        "trusted_proxies",
+        mode="before",
+    )
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return tuple(word for word in re.split(r"[,\s]+", value) if word)
+
+    @field_validator("listen")
+    @classmethod
+    def _host_and_port(cls, value: str) -> str:
+        match = _LISTEN.match(value)
+        if match is None or int(match["port"]) > 65_535:
+            raise ValueError("host:port, such as 127.0.0.1:8470 or [::]:8470")
+        return value
+
+    @field_validator("public_base_url")
+    @classmethod
+    def _base_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if (
+            parts.scheme not in ("http", "https")
+            or not parts.hostname
+            or parts.query
+            or parts.fragment
+            or parts.username is not None
+        ):
+            raise ValueError("a URL such as https://control.example.org")
+        return value.rstrip("/")
+
+    @field_validator("allowed_channels")
+    @classmethod
+    def _known_channels(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        known = [str(name) for name in ChannelName]
+        for name in value:
+            if name not in known:
+                raise ValueError(f"{name!r} is no channel; there are {', '.join(known)}")
+        return tuple(str(name) for name in dict.fromkeys(value))
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _exact_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            check_origin(origin)
+        return value
+
+    @field_validator("stun_urls")
+    @classmethod
+    def _stun(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for url in value:
+            if not _STUN.match(url):
+                raise ValueError(f"{url!r} is no STUN URL such as stun:stun.example.org:3478")
+        return value
+
+    @field_validator("turn_urls")
+    @classmethod
+    def _turn(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for url in value:
+            if not _TURN.match(url):
+                raise ValueError(f"{url!r} is no TURN URL such as turn:turn.example.org:3478")
+        return value
+
+    @field_validator("log")
+    @classmethod
+    def _log_spec(cls, value: str) -> str:
+        check_spec(value)
+        return value
+
+    @model_validator(mode="after")
+    def _together(self) -> ControlConfig:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("AEGIS_TLS_CERT_FILE and AEGIS_TLS_KEY_FILE belong together")
+        if bool(self.turn_urls) != (self.turn_secret is not None):
+            raise ValueError("AEGIS_TURN_URLS and AEGIS_TURN_SECRET belong together")
+        return self
+
+    @property
+    def host_and_port(self) -> tuple[str, int]:
+        match = _LISTEN.match(self.listen)
+        if match is None:
+            raise ConfigInvalid(f"AEGIS_LISTEN: {self.listen}")
+        return match["host"].strip("[]"), int(match["port"])
+
+    @property
+    def mcp_secrets(self) -> tuple[str, ...]:
+        return _given(self.mcp_auth_secret, self.mcp_auth_secret_previous)
+
+    @property
+    def agent_secrets(self) -> tuple[str, ...]:
+        return _given(self.agent_auth_secret, self.agent_auth_secret_previous)
+
+    @property
+    def database(self) -> str:
+        """The database's SQLAlchemy URL."""
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite+aiosqlite:///{self.state_dir.absolute() / 'control.db'}"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The settings in force, and where each came from, by its environment name."""
+
+    config: ControlConfig
+    origins: Mapping[str, str]
+    unknown: tuple[str, ...]
+    """`NAME in FILE` of lines that are no setting of control, agent or client."""
+
+
+def env_names() -> dict[str, str]:
+    """Return every field's environment name, by field."""
+    return {name: str(field.validation_alias) for name, field in ControlConfig.model_fields.items()}
+
+
+def load(**options: Any) -> Loaded:
+    """
+    Return the settings in force; `options` are fields given on the command line (None: not given).
+
+    Raises ConfigInvalid, which names the setting by its environment name.
+    """
+    folder = Path(os.environ.get("AEGIS_CONFIG_DIR") or "/etc/aegis")
+    files = [folder / "control.env", folder / "secrets.env"]
+    layers = [("environment", dict(os.environ))]
+    layers += [(str(path), read_env_file(path)) for path in files]
+    given: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for field, name in env_names().items():
+        origins[name] = "default"
+        if options.get(field) is not None:
+            given[field], origins[name] = options[field], "option"
+            continue
+        for origin, values in layers:
+            if values.get(name, "") != "":
+                given[field], origins[name] = values[name], origin
+                break
+    try:
+        config = ControlConfig(**given)
+    except ValidationError as exc:
+        raise _invalid(exc, origins) from exc
+    known = set(env_names().values())
+    unknown = [
+        f"{name} in {origin}"
+        for origin, values in layers[1:2]
+        for name in values
+        if name not in known
+    ]
+    return Loaded(config, origins, tuple(unknown))
+
+
+def read_env_file(path: Path) -> dict[str, str]:
+    """
+    Return the `NAME=value` lines of `path`; nothing when the file is not there.
+
+    Blank lines and lines that begin with # are skipped; one pair of quotes around a value is taken
+    off, as systemd does. Raises ConfigInvalid with the line's number, never with its text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as exc:
+        why = exc.strerror if isinstance(exc, OSError) else "not UTF-8"
+        raise ConfigInvalid(f"{path} can't be read: {why}", path=str(path)) from exc
+    values: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        stripped = line.strip()
+        if not stripped or stripped.startswith("#"):
+            continue
+        name, sign, value = stripped.partition("=")
+        if not sign or not _NAME.match(name.strip()):
+            raise ConfigInvalid(f"{path}, line {number}: not NAME=value", path=str(path))
+        value = value.strip()
+        if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
+            value = value[1:-1]
+        values[name.strip()] = value
+    return values
+
+
+def check_origin(origin: str) -> None:
+    """Raise ValueError unless `origin` is exact: scheme and host, no path, slash or wildcard."""
+    parts = urlsplit(origin)
+    if "*" in origin:
+        raise ValueError(f"{origin!r} has a wildcard: name each origin exactly")
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ValueError(f"{origin!r} is no origin such as https://app.example.org")
+    if origin.endswith("/"):
+        raise ValueError(f"{origin!r} ends with a slash: write {origin.rstrip('/')}")
+    if origin != f"{parts.scheme}://{parts.netloc}" or "@" in parts.netloc:
+        raise ValueError(f"{origin!r} has more than scheme, host and port")
+    if origin != origin.lower():
+        raise ValueError(f"{origin!r} has upper-case letters: browsers send {origin.lower()}")
+
+
+def default_state_dir() -> Path:
+    """/var/lib/aegis/control for root, else the user's state folder (XDG base directories)."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/aegis/control")
+    base = os.environ.get("XDG_STATE_HOME")
+    return (Path(base) if base else Path.home() / ".local/state") / "aegis" / "control"
+
+
+def _given(*secrets: SecretStr | None) -> tuple[str, ...]:
+    return tuple(s.get_secret_value() for s in secrets if s and s.get_secret_value().strip())
+
+
+def _invalid(exc: ValidationError, origins: Mapping[str, str]) -> ConfigInvalid:
+    wrong = exc.errors(include_url=False, include_input=False)[0]
+    field = str(wrong["loc"][0]) if wrong["loc"] else ""
+    names = env_names()
+    name = names.get(field, field)
+    detail = wrong["msg"].removeprefix("Value error, ")
+    origin = origins.get(name, "default")
+    where = f" (from {origin})" if origin not in ("default", "environment") else ""
+    return ConfigInvalid(f"{name}{where}: {detail}" if name else detail, setting=name)

@@ -1,0 +1,141 @@
+"""A running control: its parts, wired together, and the loops that belong to them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from aegis_control.config import ControlConfig
+from aegis_control.deadlines import Deadlines, Graces
+from aegis_control.enrollment import Enrollment
+from aegis_control.granting import Granting
+from aegis_control.hub import Hub
+from aegis_control.issuer import Issuer
+from aegis_control.jobs import Jobs
+from aegis_control.keyring import Keyring
+from aegis_control.link.endpoint import LinkEndpoint
+from aegis_control.link.registry import Links
+from aegis_control.metrics import Metrics
+from aegis_control.placement import Placement
+from aegis_control.presence import Presence
+from aegis_control.signaling import Signaling
+from aegis_control.store import jobs
+from aegis_control.store.database import Database
+from aegis_control.store.jobs import LIVE
+
+
+@dataclass(frozen=True)
+class Control:
+    """stopping: set once; health turns to draining, streams and links end."""
+
+    config: ControlConfig
+    base_url: str
+    database: Database
+    issuer: Issuer
+    keyring: Keyring
+    enrollment: Enrollment
+    hub: Hub
+    presence: Presence
+    metrics: Metrics
+    links: Links
+    ledger: Jobs
+    placement: Placement
+    granting: Granting
+    signaling: Signaling
+    link_endpoint: LinkEndpoint
+    deadlines: Deadlines
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def stop(self) -> None:
+        """Take nothing new, end every stream and link."""
+        self.stopping.set()
+        self.hub.notify_all()
+        self.link_endpoint.close()
+
+
+@asynccontextmanager
+async def running(
+    config: ControlConfig, database: Database, issuer: Issuer, pepper: bytes, *, base_url: str
+) -> AsyncIterator[Control]:
+    """A control with its loops running; both end with the block."""
+    control = wire(config, database, issuer, pepper, base_url=base_url)
+    async with database.read() as conn:
+        live = await jobs.in_states(conn, LIVE)
+    control.links.expect({job.agent_id for job in live if job.agent_id is not None})
+    async with asyncio.TaskGroup() as group:
+        loops = [
+            group.create_task(control.placement.run(control.ledger), name="placement"),
+            group.create_task(control.deadlines.run(), name="deadlines"),
+        ]
+        try:
+            yield control
+        finally:
+            control.stop()
+            for loop in loops:
+                loop.cancel()
+
+
+def wire(
+    config: ControlConfig, database: Database, issuer: Issuer, pepper: bytes, *, base_url: str
+) -> Control:
+    """Make the parts; nothing runs yet."""
+    metrics, hub = Metrics(), Hub()
+    presence = Presence(hub)
+    keyring = Keyring(
+        database, pepper, mcp_secrets=config.mcp_secrets, agent_secrets=config.agent_secrets
+    )
+    changed = asyncio.Event()
+    links = Links(metrics, on_change=changed.set)
+    placement = Placement(database, links, metrics, changed)
+    ledger = Jobs(database, hub, metrics, on_room=changed.set)
+    granting = Granting(
+        config,
+        database,
+        issuer,
+        ledger,
+        links,
+        placement,
+        presence,
+        metrics,
+        base_url=base_url,
+    )
+    return Control(
+        config=config,
+        base_url=base_url,
+        database=database,
+        issuer=issuer,
+        keyring=keyring,
+        enrollment=Enrollment(database, keyring, issuer, base_url=base_url),
+        hub=hub,
+        presence=presence,
+        metrics=metrics,
+        links=links,
+        ledger=ledger,
+        placement=placement,
+        granting=granting,
+        signaling=Signaling(issuer, ledger, links, granting, metrics),
+        link_endpoint=LinkEndpoint(
+            database,
+            issuer,
+            ledger,
+            links,
+            metrics,
+            base_url=base_url,
+            silence_s=config.link_timeout_s,
+            greet_s=config.connect_timeout_s,
+        ),
+        deadlines=Deadlines(
+            database,
+            ledger,
+            links,
+            presence,
+            Graces(
+                absent_after_s=config.absent_after_s,
+                connect_grace_s=config.connect_grace_s,
+                lost_after_s=config.lost_after_s,
+                failed_after_s=config.failed_after_s,
+            ),
+        ),
+    )

@@ -1,0 +1,168 @@
+"""
+What time alone does to jobs: one loop that looks every second.
+
+    pending   its client is away                       expired
+    assigned  nobody connected in time                 pending again, once; then expired
+    any live  its time is over and the agent is mute   expired, and the agent is told
+    any live  its agent's link is down too long        lost
+    lost      for too long                             failed
+
+The agent ends a job by its time itself; here it is only caught when it did not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from aegis_protocol.control_link import JobCancel
+from aegis_protocol.errors import AegisError
+from aegis_protocol.failures.agent import AgentGone, SessionOver
+from aegis_protocol.failures.http import AgentOffline, JobTimedOut
+from aegis_protocol.states import IllegalMove, JobState
+from sqlalchemy.exc import DBAPIError
+
+from aegis_control.jobs import Jobs
+from aegis_control.link.registry import Links
+from aegis_control.log import get_logger
+from aegis_control.presence import Presence
+from aegis_control.store import agents, events, idempotency, jobs, keys
+from aegis_control.store.database import Database
+from aegis_control.store.jobs import LIVE, JobRecord
+
+log = get_logger("deadlines")
+
+_LOOK_S: Final = 1.0
+_SEEN_EVERY_S: Final = 5.0
+_FORGET_EVERY_S: Final = 600.0
+_SPARE_S: Final = 60.0
+"""How long after a job's end the agent has to say so itself."""
+_KEEP_EVENTS_S: Final = 24 * 3600.0
+_KEEP_JOBS_S: Final = 30 * 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class Graces:
+    absent_after_s: float
+    connect_grace_s: float
+    lost_after_s: float
+    failed_after_s: float
+
+
+@dataclass(frozen=True)
+class Due:
+    """A move that a job's time has come for."""
+
+    job_id: str
+    to: JobState
+    error: AegisError | None = None
+
+
+def due(
+    job: JobRecord, graces: Graces, *, now_s: float, absent_s: float, agent_down_s: float
+) -> Due | None:
+    """Return what is due for a job that is pending or live, if anything is."""
+    since_s = now_s - job.updated_at
+    match job.state:
+        case JobState.PENDING if absent_s > graces.absent_after_s:
+            why = "; ".join(reason.detail for reason in job.reasons) or "no agent was free"
+            gone = JobTimedOut(f"its client went away while it waited: {why}")
+            return Due(job.id, JobState.EXPIRED, gone)
+        case JobState.ASSIGNED if now_s - (job.assigned_at or now_s) > graces.connect_grace_s:
+            if job.returns:
+                never = JobTimedOut("nobody connected to it, twice")
+                return Due(job.id, JobState.EXPIRED, never)
+            return Due(job.id, JobState.PENDING)
+        case JobState.LOST if since_s > graces.failed_after_s:
+            return Due(job.id, JobState.FAILED, AgentGone("its agent did not come back"))
+    if job.state not in LIVE:
+        return None
+    if job.ends_at is not None and now_s > job.ends_at + _SPARE_S:
+        return Due(job.id, JobState.EXPIRED, SessionOver("the job's time is over"))
+    if job.state is not JobState.LOST and agent_down_s > graces.lost_after_s:
+        return Due(job.id, JobState.LOST)
+    return None
+
+
+class Deadlines:
+    def __init__(
+        self, database: Database, ledger: Jobs, links: Links, presence: Presence, graces: Graces
+    ) -> None:
+        self._database = database
+        self._ledger = ledger
+        self._links = links
+        self._presence = presence
+        self._graces = graces
+        self._written: dict[str, float] = {}
+
+    async def run(self) -> None:
+        """Look every second until canceled."""
+        seen_at, forgot_at = 0.0, 0.0
+        while True:
+            now = time.monotonic()
+            try:
+                await self.look()
+                if now - seen_at > _SEEN_EVERY_S:
+                    seen_at = now
+                    await self._write_seen()
+                if now - forgot_at > _FORGET_EVERY_S:
+                    forgot_at = now
+                    await self._forget()
+            except DBAPIError as exc:
+                log.exception("deadlines.failed", detail=str(exc.orig))
+            await asyncio.sleep(_LOOK_S)
+
+    async def look(self) -> None:
+        """Do once what is due."""
+        async with self._database.read() as conn:
+            open_jobs = await jobs.in_states(conn, (JobState.PENDING, *LIVE))
+        self._presence.keep_only({job.id for job in open_jobs})
+        for job in open_jobs:
+            found = due(
+                job,
+                self._graces,
+                now_s=time.time(),
+                absent_s=self._presence.absent_s(job.id),
+                agent_down_s=0.0 if job.agent_id is None else self._links.down_s(job.agent_id),
+            )
+            if found is not None:
+                await self._do(job, found)
+
+    async def _do(self, job: JobRecord, found: Due) -> None:
+        try:
+            async with self._ledger.change() as change:
+                values = {"returns": job.returns + 1} if found.to is JobState.PENDING else {}
+                await change.move(job.id, found.to, error=found.error, **values)
+        except IllegalMove:
+            return
+        if found.to is not JobState.LOST:
+            tell_agent_to_end(self._links, job, "its time at control is over")
+
+    async def _write_seen(self) -> None:
+        heard = {agent_id: link.heard_at for agent_id, link in self._links.all().items()}
+        news = {a: at for a, at in heard.items() if self._written.get(a) != at}
+        if news:
+            async with self._database.write() as conn:
+                await agents.seen(conn, news)
+            self._written = heard
+
+    async def _forget(self) -> None:
+        now_s = time.time()
+        async with self._database.write() as conn:
+            await events.forget(conn, before_s=now_s - _KEEP_EVENTS_S)
+            await idempotency.forget(conn, now_s=now_s)
+            await keys.forget_tokens(conn, before_s=now_s)
+            await jobs.forget_ended(conn, before_s=now_s - _KEEP_JOBS_S)
+
+
+def tell_agent_to_end(links: Links, job: JobRecord, reason: str) -> bool:
+    """Ask the job's agent to end it; False when it can't be asked (its next hello will tell it)."""
+    if job.agent_id is None:
+        return False
+    try:
+        links.get(job.agent_id).send(JobCancel(job_id=job.id, reason=reason))
+    except AgentOffline:
+        return False
+    return True

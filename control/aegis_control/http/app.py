@@ -1,0 +1,235 @@
+"""The aiohttp application: routes from the table, and what is true of every request."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from http import HTTPStatus
+from typing import Final
+
+import structlog
+from aegis_protocol.errors import AegisError, ErrorBody, ErrorReply
+from aegis_protocol.failures.http import (
+    BadRequest,
+    MethodNotAllowed,
+    NotFound,
+    TooLarge,
+    Unavailable,
+)
+from aegis_protocol.ids import new_id
+from aiohttp import hdrs, web
+from pydantic import BaseModel, ValidationError
+from sqlalchemy.exc import DBAPIError
+
+from aegis_control.control import Control
+from aegis_control.http.auth import presented_key, remote_address
+from aegis_control.http.cors import Origins
+from aegis_control.http.route import Call, Reply, Route
+from aegis_control.http.statuses import RETRY_AFTER_S, status_of
+from aegis_control.identity import Identity
+from aegis_control.log import get_logger
+
+log = get_logger("http")
+
+MAX_BODY_BYTES: Final = 65_536
+
+_ROUTE: Final = "aegis_route"
+_REQUEST_ID: Final = "aegis_request_id"
+
+Serve = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Door = Callable[[web.Request], Identity]
+
+
+def make_app(
+    control: Control, routes: Sequence[Route], *, door: Door | None = None
+) -> web.Application:
+    """
+    An application that serves `routes`.
+
+    door  tells who asks where no key is needed (the socket in the state directory)
+    """
+    origins = Origins(control.config.allowed_origins, control.base_url)
+    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_around(control, origins)])
+    for route in routes:
+        app.router.add_route(route.method, route.path, _served(control, route, door))
+
+    async def mark(request: web.Request, response: web.StreamResponse) -> None:
+        origins.mark(request, response)
+        response.headers["X-Request-Id"] = request.get(_REQUEST_ID, "")
+        response.headers["X-Content-Type-Options"] = "nosniff"
+
+    app.on_response_prepare.append(mark)
+    return app
+
+
+def _served(control: Control, route: Route, door: Door | None) -> Serve:
+    async def serve(request: web.Request) -> web.StreamResponse:
+        request[_ROUTE] = route.path
+        if route.streams:
+            answer = await route.endpoint(control, await _call(control, route, request, door))
+        else:
+            try:
+                async with asyncio.timeout(control.config.request_timeout_s):
+                    call = await _call(control, route, request, door)
+                    answer = await route.endpoint(control, call)
+            except TimeoutError as exc:
+                raise Unavailable("the request took too long") from exc
+        return answer if isinstance(answer, web.StreamResponse) else _rendered(answer)
+
+    return serve
+
+
+async def _call(control: Control, route: Route, request: web.Request, door: Door | None) -> Call:
+    identity = None if door is None else door(request)
+    if identity is None and route.role is not None:
+        identity = await control.keyring.identify(presented_key(request))
+        structlog.contextvars.bind_contextvars(identity=identity.id)
+    if identity is not None and route.role is not None:
+        identity.require(route.role)
+    body = None if route.takes is None else await _body(request, route.takes)
+    return Call(request, identity, body)
+
+
+async def _body(request: web.Request, model: type[BaseModel]) -> BaseModel:
+    try:
+        return model.model_validate_json(await request.read())
+    except ValidationError as exc:
+        first = exc.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        what = first["msg"].removeprefix("Value error, ")
+        raise BadRequest(f"{field}: {what}" if field else what, field=field) from exc
+
+
+def _rendered(reply: Reply) -> web.Response:
+    if reply.body is None:
+        return web.Response(status=reply.status, headers=reply.headers)
+    return web.Response(
+        status=reply.status,
+        headers={hdrs.CACHE_CONTROL: "no-store", **reply.headers},
+        text=reply.body.model_dump_json(),
+        content_type="application/json",
+    )
+
+
+def _around(control: Control, origins: Origins) -> Callable[..., Awaitable[web.StreamResponse]]:
+    @web.middleware
+    async def around(request: web.Request, handler: Serve) -> web.StreamResponse:
+        """Give the request an id, check its origin, turn every error into an answer, count it."""
+        request_id = new_id()
+        request[_REQUEST_ID] = request_id
+        began = time.monotonic()
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                answer = await _guarded(control, origins, request, handler)
+            finally:
+                structlog.contextvars.unbind_contextvars("identity")
+            route = request.get(_ROUTE, "none")
+            control.metrics.requests.labels(
+                route=route, method=_method(request), status=answer.status
+            ).inc()
+            log.debug(
+                "request.answered",
+                method=request.method,
+                route=route,
+                status=answer.status,
+                took_ms=round((time.monotonic() - began) * 1000, 1),
+            )
+        return answer
+
+    return around
+
+
+async def _guarded(
+    control: Control, origins: Origins, request: web.Request, serve: Serve
+) -> web.StreamResponse:
+    try:
+        if request.method == hdrs.METH_OPTIONS:
+            return origins.preflight(request)
+        if request.path != "/agents/link":
+            origins.check(request)
+        return await serve(request)
+    except web.HTTPException as exc:
+        error = _translated(exc, request)
+        if error is None:
+            raise
+    except AegisError as exc:
+        error = exc
+    except DBAPIError as exc:
+        log.exception("store.failed", detail=str(exc.orig))
+        error = Unavailable("the store does not answer")
+    except Exception:
+        log.exception("request.crashed", method=request.method, path=request.path)
+        request_id = str(request[_REQUEST_ID])
+        return _error(
+            ErrorBody(
+                code=AegisError.code,
+                message="control met an error of its own",
+                remedy=AegisError.remedy,
+                facts={"log_id": request_id},
+            ),
+            HTTPStatus.INTERNAL_SERVER_ERROR,
+        )
+    return _refused(control, request, error)
+
+
+def _refused(control: Control, request: web.Request, error: AegisError) -> web.Response:
+    status = status_of(error.code)
+    control.metrics.refusals.labels(code=error.code).inc()
+    noun = {"/grant/request": "grant", "/agents/enroll": "enroll"}.get(request.path, "request")
+    if error.code == "origin.refused":
+        noun = "origin"
+    report = log.warning if status in _SUSPICIOUS else log.info
+    report(
+        f"{noun}.refused",
+        code=error.code,
+        detail=error.message,
+        method=request.method,
+        path=request.path,
+        status=int(status),
+        remote=remote_address(request, control.config.trusted_proxies),
+        facts=error.facts,
+    )
+    return _error(error.body(), status)
+
+
+_SUSPICIOUS: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+
+
+def _error(body: ErrorBody, status: HTTPStatus) -> web.Response:
+    headers = {hdrs.CACHE_CONTROL: "no-store"}
+    if status is HTTPStatus.UNAUTHORIZED:
+        headers[hdrs.WWW_AUTHENTICATE] = "Bearer"
+    if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+        headers[hdrs.RETRY_AFTER] = str(body.facts.get("retry_after_s", RETRY_AFTER_S))
+    return web.Response(
+        status=status,
+        headers=headers,
+        text=ErrorReply(error=body).model_dump_json(),
+        content_type="application/json",
+    )
+
+
+def _translated(exc: web.HTTPException, request: web.Request) -> AegisError | None:
+    """aiohttp's own refusals as ours; None for what is none (a redirect)."""
+    match exc:
+        case web.HTTPNotFound():
+            return NotFound(f"there is nothing at {request.path[:200]}", path=request.path[:200])
+        case web.HTTPMethodNotAllowed():
+            return MethodNotAllowed(
+                f"{request.method} has no meaning at {request.path[:200]}",
+                allowed=sorted(exc.allowed_methods),
+            )
+        case web.HTTPRequestEntityTooLarge():
+            return TooLarge(
+                f"a request has at most {MAX_BODY_BYTES} bytes", limit_bytes=MAX_BODY_BYTES
+            )
+        case web.HTTPClientError():
+            return BadRequest(exc.reason)
+        case _:
+            return None
+
+
+def _method(request: web.Request) -> str:
+    """The method, of a known set: a label must not grow without bound."""
+    return request.method if request.method in hdrs.METH_ALL else "other"

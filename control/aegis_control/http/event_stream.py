@@ -1,0 +1,176 @@
+"""
+Server-sent events of one job, read from the store by their ids.
+
+A stream that begins afresh starts with what is true now (state, assigned, whether the agent is
+there) and with the signalling of the last minute, each with its `jti`; one that comes back with
+`Last-Event-ID` goes on after that event. A keepalive every 30 s has no id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from aegis_protocol.errors import ErrorBody
+from aegis_protocol.events import (
+    SIGNAL_EVENT,
+    Assigned,
+    Closed,
+    Connected,
+    KeepAlive,
+    SignalEvent,
+    State,
+)
+from aegis_protocol.failures.agent import AgentGone
+from aegis_protocol.failures.http import BadRequest, RateLimited
+from aegis_protocol.states import ended
+from aiohttp import hdrs, web
+
+from aegis_control.control import Control
+from aegis_control.http.route import Call
+from aegis_control.log import get_logger
+from aegis_control.store import agents, events, jobs
+from aegis_control.store.events import StoredEvent
+from aegis_control.store.jobs import LIVE, JobRecord
+
+log = get_logger("events")
+
+HEADERS: Final = {
+    hdrs.CONTENT_TYPE: "text/event-stream; charset=utf-8",
+    hdrs.CACHE_CONTROL: "no-store",
+    "X-Accel-Buffering": "no",
+}
+MAX_STREAMS_PER_JOB: Final = 16
+
+_BATCH: Final = 100
+_RECENT_S: Final = 60.0
+_SIGNALS: Final = ("answer", "candidate", "rejected")
+_LOOK_S: Final = 1.0
+"""How soon a listener that left is noticed."""
+_WRITE_S: Final = 20.0
+
+
+async def job_events(control: Control, call: Call) -> web.StreamResponse:
+    """Serve the events of a job of the caller's until it is over or the caller leaves."""
+    job = await control.ledger.owned(call.path("job_id"), call.identity.id)
+    cursor = _last_event_id(call.request)
+    if control.hub.listeners(job.id) >= MAX_STREAMS_PER_JOB:
+        raise RateLimited(f"the job has {MAX_STREAMS_PER_JOB} listeners already", retry_after_s=5)
+    response = web.StreamResponse(headers=HEADERS)
+    response.headers[hdrs.CONNECTION] = "keep-alive"
+    stream = _Stream(control, job.id, call.request, response)
+    control.metrics.event_streams.inc()
+    try:
+        with control.hub.listen(job.id) as changed:
+            await response.prepare(call.request)
+            try:
+                await stream.begin(cursor)
+                await stream.go_on(changed)
+            except (ConnectionError, TimeoutError):
+                log.debug("stream.broken", job_id=job.id)
+    finally:
+        control.metrics.event_streams.dec()
+        control.presence.seen(job.id)
+    return response
+
+
+class _Stream:
+    def __init__(
+        self, control: Control, job_id: str, request: web.Request, response: web.StreamResponse
+    ) -> None:
+        self._control = control
+        self._job_id = job_id
+        self._request = request
+        self._response = response
+        self._cursor = 0
+
+    async def begin(self, cursor: int | None) -> None:
+        """Say `connected`, and where no cursor came, what is true now."""
+        async with self._control.database.read() as conn:
+            head = await events.head(conn, self._job_id)
+            job = await jobs.get(conn, self._job_id)
+            agent = (
+                None
+                if job is None or job.agent_id is None
+                else await agents.get(conn, job.agent_id)
+            )
+            recent = await events.since(
+                conn, self._job_id, _SIGNALS, since_s=time.time() - _RECENT_S, limit=_BATCH
+            )
+        if cursor is not None:
+            self._cursor = min(cursor, head)
+            await self._write(Connected(job_id=self._job_id, time=time.time()), self._cursor)
+            return
+        first = recent[0].id - 1 if recent else head
+        await self._write(Connected(job_id=self._job_id, time=time.time()), first)
+        if job is not None:
+            await self._snapshot(job, None if agent is None else agent.name)
+        await self._write_stored(recent)
+        self._cursor = head
+
+    async def go_on(self, changed: asyncio.Event) -> None:
+        """Send what comes, and keepalives, until the job is over or somebody leaves."""
+        quiet_since = time.monotonic()
+        while not self._control.stopping.is_set():
+            changed.clear()
+            async with self._control.database.read() as conn:
+                job = await jobs.get(conn, self._job_id)
+                news = await events.after(conn, self._job_id, self._cursor, limit=_BATCH)
+            if news:
+                await self._write_stored(news)
+                self._cursor = news[-1].id
+                quiet_since = time.monotonic()
+                continue
+            if job is None or ended(job.state):
+                return
+            while not changed.is_set() and not self._control.stopping.is_set():
+                if self._request.transport is None or self._request.transport.is_closing():
+                    return
+                if time.monotonic() - quiet_since >= self._control.config.keepalive_s:
+                    await self._write(KeepAlive(time=time.time()), None)
+                    quiet_since = time.monotonic()
+                await _set_within(changed, min(_LOOK_S, self._control.config.keepalive_s))
+
+    async def _snapshot(self, job: JobRecord, agent_name: str | None) -> None:
+        await self._write(State(job_id=job.id, state=job.state, reasons=job.reasons), None)
+        if ended(job.state):
+            error = None if job.error is None else ErrorBody.model_validate(job.error)
+            await self._write(Closed(job_id=job.id, error=error), None)
+        if job.state not in LIVE or job.agent_id is None:
+            return
+        await self._write(
+            Assigned(job_id=job.id, agent_id=job.agent_id, agent_name=agent_name or ""), None
+        )
+        if self._control.links.find(job.agent_id) is None:
+            gone = AgentGone("the agent has no link to control", agent_id=job.agent_id)
+            await self._write(Closed(job_id=job.id, error=gone.body()), None)
+
+    async def _write_stored(self, stored: Sequence[StoredEvent]) -> None:
+        for event in stored:
+            await self._write(SIGNAL_EVENT.validate_python(event.data), event.id)
+
+    async def _write(self, event: SignalEvent, event_id: int | None) -> None:
+        lines = [f"event: {event.type}", f"data: {event.model_dump_json()}", "", ""]
+        if event_id is not None:
+            lines.insert(0, f"id: {event_id}")
+        async with asyncio.timeout(_WRITE_S):
+            await self._response.write("\n".join(lines).encode())
+
+
+def _last_event_id(request: web.Request) -> int | None:
+    text = request.headers.get("Last-Event-ID")
+    if text is None or text == "":
+        return None
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise BadRequest("Last-Event-ID: the id of an event of this stream", field="Last-Event-ID")
+    return int(text)
+
+
+async def _set_within(event: asyncio.Event, limit_s: float) -> None:
+    try:
+        async with asyncio.timeout(limit_s):
+            await event.wait()
+    except TimeoutError:
+        return

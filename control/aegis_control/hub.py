@@ -1,0 +1,42 @@
+"""Wakes those who listen to a job. What happened they read from the store, by its event id."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Hub:
+    def __init__(self) -> None:
+        self._listeners: dict[str, set[asyncio.Event]] = defaultdict(set)
+
+    @property
+    def listening(self) -> int:
+        """How many listeners there are."""
+        return sum(len(events) for events in self._listeners.values())
+
+    def listeners(self, job_id: str) -> int:
+        return len(self._listeners[job_id]) if job_id in self._listeners else 0
+
+    def notify(self, job_id: str) -> None:
+        """Something about the job changed; call it after the change was committed."""
+        for event in self._listeners.get(job_id, ()):
+            event.set()
+
+    def notify_all(self) -> None:
+        for job_id in list(self._listeners):
+            self.notify(job_id)
+
+    @contextmanager
+    def listen(self, job_id: str) -> Iterator[asyncio.Event]:
+        """Yield an event that is set at every change; clear it before looking at the store."""
+        event = asyncio.Event()
+        self._listeners[job_id].add(event)
+        try:
+            yield event
+        finally:
+            self._listeners[job_id].discard(event)
+            if not self._listeners[job_id]:
+                del self._listeners[job_id]

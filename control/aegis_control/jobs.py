@@ -1,0 +1,136 @@
+"""
+The life of jobs: every move, and all that entering a state brings with it, in one transaction.
+
+An end gives the boards back and tells the listeners; a return to pending gives them back, forgets
+the agent and raises the attempt. Listeners and the scheduler wake when it is committed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aegis_protocol.errors import AegisError, ErrorBody
+from aegis_protocol.events import Closed, SignalEvent, State
+from aegis_protocol.failures.http import JobCanceled, JobNotFound
+from aegis_protocol.states import JobState, ended
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from aegis_control.hub import Hub
+from aegis_control.log import get_logger
+from aegis_control.metrics import Metrics
+from aegis_control.store import boards, events, jobs
+from aegis_control.store.database import Database
+from aegis_control.store.jobs import JobRecord
+
+log = get_logger("jobs")
+
+
+class Change:
+    """One transaction on jobs. What it touched is told when it is committed."""
+
+    def __init__(self, conn: AsyncConnection, metrics: Metrics) -> None:
+        self.conn = conn
+        self.now_s = time.time()
+        self.touched: set[str] = set()
+        self.moved: list[JobRecord] = []
+        self.wakes_placement = False
+        self._metrics = metrics
+
+    async def move(
+        self,
+        job_id: str,
+        to: JobState,
+        *,
+        error: AegisError | ErrorBody | None = None,
+        **values: Any,
+    ) -> JobRecord:
+        """
+        Move a job and do all that belongs to its new state. `values` are columns set with it.
+
+        Raises IllegalMove: nothing has happened then, and the transaction must be given up.
+        """
+        body = error.body() if isinstance(error, AegisError) else error
+        if to is JobState.CANCELED and body is None:
+            body = JobCanceled("the job was canceled").body()
+        if body is not None:
+            values["error"] = body.model_dump(mode="json")
+        if to is JobState.PENDING:
+            before = await jobs.get(self.conn, job_id)
+            values |= {
+                "agent_id": None,
+                "boards": {},
+                "candidates": [],
+                "attempt": 1 if before is None else before.attempt + 1,
+                "assigned_at": None,
+            }
+        record = await jobs.move(self.conn, job_id, to, now_s=self.now_s, **values)
+        self.moved.append(record)
+        await self.tell(job_id, State(job_id=job_id, state=to, reasons=record.reasons))
+        if ended(to):
+            await self.tell(job_id, Closed(job_id=job_id, error=body))
+        if ended(to) or to is JobState.PENDING:
+            await boards.release(self.conn, job_id)
+            self.wakes_placement = True
+        return record
+
+    async def tell(self, job_id: str, event: SignalEvent) -> None:
+        """Keep `event` for the job's owner."""
+        await events.add(self.conn, job_id, event, now_s=self.now_s)
+        self.touched.add(job_id)
+
+
+class Jobs:
+    """on_room: called when a job may have become placeable."""
+
+    def __init__(
+        self, database: Database, hub: Hub, metrics: Metrics, *, on_room: Callable[[], None]
+    ) -> None:
+        self._database = database
+        self._hub = hub
+        self._metrics = metrics
+        self._on_room = on_room
+
+    @asynccontextmanager
+    async def change(self) -> AsyncIterator[Change]:
+        """A transaction on jobs; it is rolled back when the block raises."""
+        async with self._database.write() as conn:
+            change = Change(conn, self._metrics)
+            yield change
+        for record in change.moved:
+            self._metrics.job_moves.labels(state=record.state).inc()
+            error = record.error or {}
+            log.info(
+                "job.moved",
+                job_id=record.id,
+                state=str(record.state),
+                identity=record.identity,
+                agent_id=record.agent_id,
+                attempt=record.attempt,
+                code=error.get("code"),
+            )
+        for job_id in change.touched:
+            self._hub.notify(job_id)
+        if change.wakes_placement:
+            self._on_room()
+
+    async def get(self, job_id: str) -> JobRecord:
+        """Return a job. JobNotFound when there is none."""
+        async with self._database.read() as conn:
+            record = await jobs.get(conn, job_id)
+        if record is None:
+            raise not_found(job_id)
+        return record
+
+    async def owned(self, job_id: str, identity: str) -> JobRecord:
+        """Return a job of `identity`; another's is not found either."""
+        record = await self.get(job_id)
+        if record.identity != identity:
+            raise not_found(job_id)
+        return record
+
+
+def not_found(job_id: str) -> JobNotFound:
+    return JobNotFound(f"there is no job {job_id} of yours", job_id=job_id)

@@ -1,0 +1,146 @@
+"""
+API keys and enrolment tokens: made, checked, taken back.
+
+A key is `aegis_sk_<id>_<256-bit secret>`. It is looked up by its id; what is kept of it is the
+HMAC-SHA256 of the secret under a pepper that lies outside the database. Every compare takes the
+same time whether it fails at the first byte or the last.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+import time
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from typing import Final
+
+from aegis_protocol.actions import Role
+from aegis_protocol.failures.http import EnrollRefused, KeyWrong
+from aegis_protocol.http_api import EnrollTokenMade, KeyMade, KeyRow
+from aegis_protocol.ids import new_secret
+
+from aegis_control.identity import MCP, Identity
+from aegis_control.store import keys
+from aegis_control.store.database import Database
+
+_KEY: Final = re.compile(r"^aegis_sk_([a-z2-7]{8,32})_([a-z2-7]{40,80})$")
+_NO_DIGEST: Final = b"\0" * 32
+
+
+class Keyring:
+    """mcp_secrets, agent_secrets: the shared secrets that count, newest first."""
+
+    def __init__(
+        self,
+        database: Database,
+        pepper: bytes,
+        *,
+        mcp_secrets: Sequence[str],
+        agent_secrets: Sequence[str],
+    ) -> None:
+        self._database = database
+        self._pepper = pepper
+        self._mcp_secrets = tuple(mcp_secrets)
+        self._agent_secrets = tuple(agent_secrets)
+
+    async def identify(self, presented: str) -> Identity:
+        """Return whose key `presented` is. KeyWrong when it is nobody's, expired or revoked."""
+        if _is_one_of(presented, self._mcp_secrets):
+            return Identity(MCP, Role.FLASHER)
+        match = _KEY.match(presented)
+        if match is None:
+            raise KeyWrong("the key is not one of ours")
+        async with self._database.read() as conn:
+            record = await keys.get(conn, match[1])
+        digest = record.digest if record is not None else _NO_DIGEST
+        genuine = hmac.compare_digest(digest, self._digest("key", match[2]))
+        if record is None or not genuine:
+            raise KeyWrong("the key is not one of ours", key_id=match[1])
+        if record.revoked_at is not None:
+            raise KeyWrong("the key was revoked", key_id=record.id)
+        if record.expires_at is not None and record.expires_at <= time.time():
+            raise KeyWrong("the key has expired", key_id=record.id, expires_at=record.expires_at)
+        return Identity(record.id, record.role, dict(record.limits), record.expires_at)
+
+    async def make_key(
+        self,
+        role: Role,
+        *,
+        name: str = "",
+        limits: Mapping[str, Sequence[str]] | None = None,
+        expires_in_s: float | None = None,
+    ) -> KeyMade:
+        """Make a key; its text is in the reply and nowhere else."""
+        key_id, secret, now_s = new_secret(80), new_secret(), time.time()
+        async with self._database.write() as conn:
+            await keys.add(
+                conn,
+                key_id,
+                self._digest("key", secret),
+                role,
+                name=name,
+                limits=limits or {},
+                now_s=now_s,
+                expires_at=None if expires_in_s is None else now_s + expires_in_s,
+            )
+        return KeyMade(id=key_id, role=role, key=f"aegis_sk_{key_id}_{secret}")
+
+    async def rows(self) -> tuple[KeyRow, ...]:
+        async with self._database.read() as conn:
+            records = await keys.every(conn)
+        return tuple(
+            KeyRow(
+                id=record.id,
+                role=record.role,
+                name=record.name,
+                created_at=record.created_at,
+                expires_at=record.expires_at,
+                revoked=record.revoked_at is not None,
+            )
+            for record in records
+        )
+
+    async def revoke(self, key_id: str) -> bool:
+        """Take a key back; False when there is none of that id."""
+        async with self._database.write() as conn:
+            return await keys.revoke(conn, key_id, now_s=time.time())
+
+    async def empty(self) -> bool:
+        async with self._database.read() as conn:
+            return await keys.count(conn) == 0
+
+    async def make_token(self, *, ttl_s: float, name: str | None) -> EnrollTokenMade:
+        """Make an enrolment token for one agent (of that name, if one is given)."""
+        token, now_s = f"aegis_et_{new_secret()}", time.time()
+        async with self._database.write() as conn:
+            await keys.add_token(
+                conn,
+                self._digest("token", token),
+                name=name,
+                now_s=now_s,
+                expires_at=now_s + ttl_s,
+            )
+        return EnrollTokenMade(token=token, expires_at=now_s + ttl_s)
+
+    def is_agent_secret(self, presented: str) -> bool:
+        """Tell whether `presented` is AGENT_AUTH_SECRET."""
+        return _is_one_of(presented, self._agent_secrets)
+
+    def token_digest(self, token: str) -> bytes:
+        return self._digest("token", token)
+
+    def _digest(self, kind: str, secret: str) -> bytes:
+        message = f"{kind}:{secret}".encode("utf-8", "surrogateescape")
+        return hmac.new(self._pepper, message, sha256).digest()
+
+
+def refused_token() -> EnrollRefused:
+    """One error for every wrong token, so that nobody learns which it was."""
+    return EnrollRefused("the token is unknown, used up, expired or for another name")
+
+
+def _is_one_of(presented: str, secrets: Sequence[str]) -> bool:
+    given = presented.encode("utf-8", "surrogateescape")
+    matches = [hmac.compare_digest(given, secret.encode()) for secret in secrets]
+    return any(matches)

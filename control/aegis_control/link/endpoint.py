@@ -1,0 +1,240 @@
+"""`GET /agents/link`: one agent's WebSocket, from challenge to close."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from typing import Final
+
+from aegis_protocol import PROTOCOL_VERSION
+from aegis_protocol.control_link import (
+    MAX_FRAME_BYTES,
+    TO_CONTROL,
+    Challenge,
+    Hello,
+    Refused,
+    ToControl,
+    Welcome,
+)
+from aegis_protocol.errors import AegisError
+from aegis_protocol.events import Closed, State
+from aegis_protocol.failures.agent import AgentGone
+from aegis_protocol.failures.http import BadRequest, OriginRefused, RateLimited, Unavailable
+from aiohttp import WSMsgType, web
+from pydantic import ValidationError
+
+from aegis_control.issuer import Issuer
+from aegis_control.jobs import Jobs
+from aegis_control.link.frames import Frames
+from aegis_control.link.greeting import authenticate, settle
+from aegis_control.link.link import Link
+from aegis_control.link.registry import Links
+from aegis_control.log import get_logger
+from aegis_control.metrics import Metrics
+from aegis_control.store import jobs
+from aegis_control.store.database import Database
+from aegis_control.store.jobs import LIVE
+
+log = get_logger("link")
+
+_CLOSE_S: Final = 2.0
+_MAX_GREETING: Final = 128
+"""How many sockets may be between challenge and hello at once."""
+
+
+class LinkEndpoint:
+    """
+    base_url   what agents must call this control
+    silence_s  a link without a frame for so long is down
+    greet_s    the time from challenge to hello
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        issuer: Issuer,
+        ledger: Jobs,
+        links: Links,
+        metrics: Metrics,
+        *,
+        base_url: str,
+        silence_s: float,
+        greet_s: float,
+    ) -> None:
+        self._database = database
+        self._issuer = issuer
+        self._ledger = ledger
+        self._links = links
+        self._metrics = metrics
+        self._frames = Frames(ledger, links)
+        self._base_url = base_url
+        self._silence_s = silence_s
+        self._ping_s = silence_s / 3
+        self._greet_s = greet_s
+        self._greeting = 0
+        self._closing = asyncio.Event()
+
+    async def serve(self, request: web.Request) -> web.StreamResponse:
+        """Serve one link until it ends. OriginRefused for a browser."""
+        if "Origin" in request.headers:
+            raise OriginRefused(
+                "agents are no browsers", remedy="Link up with aegis-agent, not from a page."
+            )
+        if self._closing.is_set():
+            raise Unavailable("control is stopping")
+        if self._greeting >= _MAX_GREETING:
+            raise RateLimited("too many links are being opened", retry_after_s=1)
+        socket = web.WebSocketResponse(
+            timeout=_CLOSE_S, compress=False, max_msg_size=MAX_FRAME_BYTES
+        )
+        await socket.prepare(request)
+        try:
+            link = await self._greet(socket, request)
+        except AegisError as exc:
+            await self._refuse(socket, exc, request)
+            return socket
+        if link is not None:
+            try:
+                await self._live(socket, link)
+            finally:
+                await self._ended(link)
+        return socket
+
+    def close(self) -> None:
+        """Close every link; control is going down."""
+        self._closing.set()
+        for link in self._links.all().values():
+            link.close(Unavailable("control is stopping"), cause="stopping")
+
+    async def _greet(self, socket: web.WebSocketResponse, request: web.Request) -> Link | None:
+        """Exchange challenge, hello and welcome; None when the agent left in between."""
+        nonce = secrets.token_urlsafe(32)
+        self._greeting += 1
+        try:
+            async with asyncio.timeout(self._greet_s):
+                challenge = Challenge(nonce=nonce, base_url=self._base_url)
+                await socket.send_str(challenge.model_dump_json())
+                hello = await self._receive(socket)
+        except TimeoutError as exc:
+            raise BadRequest("no hello within the time for it") from exc
+        except ConnectionError:
+            return None
+        finally:
+            self._greeting -= 1
+        if hello is None:
+            return None
+        if not isinstance(hello, Hello):
+            raise BadRequest("a link begins with hello", frame=hello.type)
+        record, epoch = await authenticate(
+            self._database, hello, nonce=nonce, base_url=self._base_url
+        )
+        self._links.supersede(record.id)
+        found = await settle(self._ledger, record.id, hello.jobs)
+        welcome = Welcome(
+            protocol=PROTOCOL_VERSION,
+            server_time=time.time(),
+            issuer_keys=self._issuer.keys(),
+            ping_secs=self._ping_s,
+            silence_secs=self._silence_s,
+            over_jobs=found.over,
+        )
+        link = Link(
+            socket, request.transport, hello, name=record.name, epoch=epoch, ping_s=self._ping_s
+        )
+        try:
+            await socket.send_str(welcome.model_dump_json())
+        except ConnectionError:
+            return None
+        self._links.add(link)
+        log.info("agent.connected", agent_id=link.agent_id, name=link.name, epoch=epoch)
+        return link
+
+    async def _live(self, socket: web.WebSocketResponse, link: Link) -> None:
+        await self._tell_owners(link, returned=True)
+        async with asyncio.TaskGroup() as group:
+            writer = group.create_task(link.write(), name=f"link-{link.agent_id}")
+            try:
+                await self._read(socket, link)
+            finally:
+                writer.cancel()
+
+    async def _read(self, socket: web.WebSocketResponse, link: Link) -> None:
+        try:
+            while True:
+                async with asyncio.timeout(self._silence_s):
+                    frame = await self._receive(socket)
+                if frame is None:
+                    return
+                link.heard_at = time.time()
+                await self._frames.take(link, frame)
+        except TimeoutError:
+            link.end_cause = "silent"
+        except AegisError as exc:
+            link.end_cause = "protocol"
+            log.warning("link.broken", agent_id=link.agent_id, code=exc.code, detail=exc.message)
+            if not socket.closed:
+                await socket.send_str(Refused(error=exc.body()).model_dump_json())
+
+    async def _ended(self, link: Link) -> None:
+        self._metrics.links_ended.labels(cause=link.end_cause).inc()
+        current = self._links.remove(link)
+        log.info(
+            "agent.disconnected",
+            agent_id=link.agent_id,
+            name=link.name,
+            epoch=link.epoch,
+            cause=link.end_cause,
+        )
+        if current and not self._closing.is_set():
+            await self._tell_owners(link, returned=False)
+
+    async def _tell_owners(self, link: Link, *, returned: bool) -> None:
+        """Tell the clients of the agent's jobs that its link went, or is there again."""
+        async with self._ledger.change() as change:
+            for job in await jobs.in_states(change.conn, LIVE, agent_id=link.agent_id):
+                if returned:
+                    await change.tell(job.id, State(job_id=job.id, state=job.state))
+                else:
+                    gone = AgentGone(
+                        f"the agent {link.name} lost its link to control", agent_id=link.agent_id
+                    )
+                    await change.tell(job.id, Closed(job_id=job.id, error=gone.body()))
+
+    async def _receive(self, socket: web.WebSocketResponse) -> ToControl | None:
+        """The next frame that this version knows; None when the socket is closed."""
+        while True:
+            message = await socket.receive()
+            match message.type:
+                case WSMsgType.TEXT:
+                    try:
+                        return TO_CONTROL.validate_json(message.data)
+                    except ValidationError as exc:
+                        first = exc.errors(include_url=False, include_input=False)[0]
+                        if first["type"] == "union_tag_invalid":
+                            log.info("link.frame_unknown", detail=first["msg"][:200])
+                            continue
+                        field = ".".join(str(part) for part in first["loc"])
+                        raise BadRequest(f"a frame is wrong: {field}: {first['msg']}") from exc
+                case WSMsgType.BINARY:
+                    raise BadRequest("a binary frame has no meaning here")
+                case _:
+                    return None
+
+    async def _refuse(
+        self, socket: web.WebSocketResponse, error: AegisError, request: web.Request
+    ) -> None:
+        log.warning(
+            "link.refused",
+            code=error.code,
+            detail=error.message,
+            remote=request.remote,
+            **error.facts,
+        )
+        try:
+            async with asyncio.timeout(_CLOSE_S):
+                await socket.send_str(Refused(error=error.body()).model_dump_json())
+                await socket.close()
+        except (ConnectionError, TimeoutError):
+            if request.transport is not None:
+                request.transport.abort()

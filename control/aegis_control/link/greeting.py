@@ -1,0 +1,96 @@
+"""How a link begins: challenge, the agent's signed `hello`, and what both sides then reconcile."""
+
+from __future__ import annotations
+
+import hmac
+import time
+from collections.abc import Sequence
+
+from aegis_protocol import PROTOCOL_VERSION
+from aegis_protocol.control_link import HeldJob, Hello
+from aegis_protocol.failures.agent import AgentGone, VersionMismatch
+from aegis_protocol.failures.http import LinkRefused
+from aegis_protocol.signing import b64, link_statement, unb64, verified
+from aegis_protocol.states import JobState
+
+from aegis_control.jobs import Jobs
+from aegis_control.link.reconcile import Reconciliation, reconcile
+from aegis_control.log import get_logger
+from aegis_control.store import agents, jobs
+from aegis_control.store.agents import AgentRecord
+from aegis_control.store.database import Database
+from aegis_control.store.jobs import LIVE
+
+log = get_logger("link")
+
+_CLOCK_SKEW_S = 5.0
+
+
+async def authenticate(
+    database: Database, hello: Hello, *, nonce: str, base_url: str
+) -> tuple[AgentRecord, int]:
+    """
+    Return the agent that says `hello`, and its link's epoch.
+
+    Raises VersionMismatch, LinkRefused.
+    """
+    if hello.protocol != PROTOCOL_VERSION:
+        raise VersionMismatch(
+            f"the agent speaks version {hello.protocol}, control {PROTOCOL_VERSION}",
+            agent=hello.protocol,
+            control=PROTOCOL_VERSION,
+        )
+    async with database.read() as conn:
+        record = await agents.get(conn, hello.agent_id)
+    if record is None:
+        raise LinkRefused("this agent is not enrolled here", agent_id=hello.agent_id)
+    if not hmac.compare_digest(b64(record.public_key), hello.public_key):
+        raise LinkRefused("this is not the key that the agent enrolled", agent_id=hello.agent_id)
+    try:
+        signature = unb64(hello.signature)
+    except ValueError as exc:
+        raise LinkRefused("the signature is not base64url", agent_id=hello.agent_id) from exc
+    if not verified(record.public_key, signature, link_statement(nonce, base_url)):
+        raise LinkRefused(
+            "the signature is not the enrolled key's over this challenge", agent_id=hello.agent_id
+        )
+    skew_s = hello.clock - time.time()
+    if abs(skew_s) > _CLOCK_SKEW_S:
+        log.warning("agent.clock_skewed", agent_id=hello.agent_id, skew_s=round(skew_s, 1))
+    return await _begin(database, record, hello)
+
+
+async def _begin(database: Database, record: AgentRecord, hello: Hello) -> tuple[AgentRecord, int]:
+    async with database.write() as conn:
+        if hello.name != record.name:
+            if await agents.named(conn, hello.name) is None:
+                await agents.rename(conn, record.id, hello.name)
+            else:
+                log.warning("agent.name_taken", agent_id=record.id, name=hello.name)
+        epoch = await agents.begin_link(conn, record.id, hello, now_s=time.time())
+        now = await agents.get(conn, record.id)
+    if epoch is None or now is None:
+        raise LinkRefused("this agent was removed", agent_id=hello.agent_id)
+    return now, epoch
+
+
+async def settle(ledger: Jobs, agent_id: str, held: Sequence[HeldJob]) -> Reconciliation:
+    """Bring the store in line with what the agent has, and return what the agent must end."""
+    async with ledger.change() as change:
+        known = {job.id: job for job in await jobs.in_states(change.conn, LIVE, agent_id=agent_id)}
+        found = reconcile(agent_id, held, known)
+        for job_id, to in found.moves:
+            await change.move(job_id, to)
+        for job_id in found.gone:
+            await change.move(
+                job_id, JobState.FAILED, error=AgentGone("the agent came back without the job")
+            )
+    if found.over or found.moves or found.gone:
+        log.info(
+            "agent.reconciled",
+            agent_id=agent_id,
+            over=len(found.over),
+            moved=len(found.moves),
+            gone=len(found.gone),
+        )
+    return found

@@ -1,0 +1,102 @@
+"""One agent's live link: what the agent said of itself, and the frames on their way to it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+from aegis_protocol.board import Board
+from aegis_protocol.control_link import Hello, Ping, Refused, ToAgent
+from aegis_protocol.errors import AegisError
+from aegis_protocol.failures.http import AgentOffline
+from aegis_protocol.states import AgentState
+from aiohttp import web
+
+from aegis_control.log import get_logger
+
+log = get_logger("link")
+
+_QUEUE_FRAMES: Final = 256
+_LAST_WORDS_S: Final = 2.0
+
+
+class Link:
+    """
+    ping_s  a ping goes out after so long without another frame
+
+    `boards`, `paused`, `draining` and `warm` are as the agent said last.
+    """
+
+    def __init__(
+        self,
+        socket: web.WebSocketResponse,
+        transport: asyncio.BaseTransport | None,
+        hello: Hello,
+        *,
+        name: str,
+        epoch: int,
+        ping_s: float,
+    ) -> None:
+        self.agent_id = hello.agent_id
+        self.name = name
+        self.epoch = epoch
+        self.boards: tuple[Board, ...] = hello.boards
+        self.warm: frozenset[str] = frozenset(hello.warm_projects)
+        self.paused: str | None = hello.paused
+        self.draining: bool = False
+        self.heard_at = time.time()
+        self.end_cause = "closed"
+        self._socket = socket
+        self._transport = transport
+        self._ping_s = ping_s
+        self._out: asyncio.Queue[ToAgent | None] = asyncio.Queue(_QUEUE_FRAMES)
+
+    def state(self) -> tuple[AgentState, str]:
+        """The agent's state, and why it takes no jobs when it does not."""
+        if self.draining:
+            return AgentState.DRAINING, self.paused or ""
+        if self.paused is not None:
+            return AgentState.PAUSED, self.paused
+        return AgentState.ONLINE, ""
+
+    def send(self, frame: ToAgent) -> None:
+        """Put `frame` on its way. AgentOffline when the link is ending or can't keep up."""
+        if self._socket.closed:
+            raise AgentOffline(f"the link of {self.name} is closed", agent_id=self.agent_id)
+        try:
+            self._out.put_nowait(frame)
+        except asyncio.QueueFull as exc:
+            log.warning("link.queue_overflowed", agent_id=self.agent_id, frame=frame.type)
+            raise AgentOffline(
+                f"the link of {self.name} does not keep up", agent_id=self.agent_id
+            ) from exc
+
+    def close(self, error: AegisError | None, *, cause: str) -> None:
+        """Say why, then close; what is not gone within two seconds is cut."""
+        self.end_cause = cause
+        while not self._out.empty():
+            self._out.get_nowait()
+        if error is not None:
+            self._out.put_nowait(Refused(error=error.body()))
+        self._out.put_nowait(None)
+        if isinstance(self._transport, asyncio.Transport):
+            asyncio.get_running_loop().call_later(_LAST_WORDS_S, self._transport.abort)
+
+    async def write(self) -> None:
+        """Send frames, and pings in between, until `close` or until the socket breaks."""
+        while True:
+            frame: ToAgent | None
+            try:
+                async with asyncio.timeout(self._ping_s):
+                    frame = await self._out.get()
+            except TimeoutError:
+                frame = Ping(time=time.time())
+            if frame is None:
+                await self._socket.close()
+                return
+            try:
+                await self._socket.send_str(frame.model_dump_json())
+            except ConnectionError:
+                await self._socket.close()
+                return

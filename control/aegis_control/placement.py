@@ -1,0 +1,142 @@
+"""The loop around the scheduler: it ticks on changes, and carries out what is decided."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Final
+
+from aegis_protocol.events import Assigned, State
+from aegis_protocol.failures.board import BoardBusy
+from aegis_protocol.http_api import Reason
+from aegis_protocol.states import IllegalMove, JobState
+from sqlalchemy.exc import DBAPIError
+
+from aegis_control.fleet import Fleet
+from aegis_control.jobs import Jobs
+from aegis_control.link.registry import Links
+from aegis_control.log import get_logger
+from aegis_control.metrics import Metrics
+from aegis_control.scheduler import Match, WaitingJob, decide
+from aegis_control.store import boards, jobs
+from aegis_control.store.database import Database
+from aegis_control.store.jobs import JobRecord
+
+log = get_logger("placement")
+
+_GATHER_S: Final = 0.003
+"""Requests that arrive within this time are decided together."""
+_AFTER_TROUBLE_S: Final = 1.0
+_SETTLE_S: Final = 5.0
+
+
+class Placement:
+    """changed: whoever changes something sets it; `settle` sets it and waits for the tick."""
+
+    def __init__(
+        self, database: Database, links: Links, metrics: Metrics, changed: asyncio.Event
+    ) -> None:
+        self._database = database
+        self._links = links
+        self._metrics = metrics
+        self._changed = changed
+        self._upcoming: asyncio.Future[None] | None = None
+
+    async def settle(self) -> None:
+        """Wait until a tick that began after this call is done; five seconds at most."""
+        if self._upcoming is None:
+            self._upcoming = asyncio.get_running_loop().create_future()
+        self._changed.set()
+        await asyncio.wait([self._upcoming], timeout=_SETTLE_S)
+
+    async def run(self, ledger: Jobs) -> None:
+        """Tick until canceled."""
+        self._changed.set()
+        while True:
+            await self._changed.wait()
+            await asyncio.sleep(_GATHER_S)
+            self._changed.clear()
+            waiters, self._upcoming = self._upcoming, None
+            try:
+                with self._metrics.tick_seconds.time():
+                    await self._tick(ledger)
+            except DBAPIError as exc:
+                log.exception("placement.failed", detail=str(exc.orig))
+                await asyncio.sleep(_AFTER_TROUBLE_S)
+                self._changed.set()
+            finally:
+                if waiters is not None and not waiters.done():
+                    waiters.set_result(None)
+
+    async def _tick(self, ledger: Jobs) -> None:
+        async with self._database.read() as conn:
+            pending = await jobs.in_states(conn, (JobState.PENDING,))
+            if not pending:
+                return
+            fleet = await Fleet.look(conn, self._links)
+        decision = decide([waiting(job) for job in pending], fleet.views(), fleet.load())
+        names = {record.id: record.name for record in fleet.records}
+        for match in decision.matches:
+            await self._assign(ledger, match, names[match.agent_id])
+        await self._explain(ledger, pending, decision.waiting)
+
+    async def _assign(self, ledger: Jobs, match: Match, agent_name: str) -> None:
+        try:
+            async with ledger.change() as change:
+                fences = await boards.hold(change.conn, match.agent_id, match.boards, match.job_id)
+                await change.move(
+                    match.job_id,
+                    JobState.ASSIGNED,
+                    agent_id=match.agent_id,
+                    boards=dict(fences),
+                    candidates=list(match.candidates),
+                    assigned_at=time.time(),
+                    reasons=[],
+                )
+                assigned = Assigned(
+                    job_id=match.job_id, agent_id=match.agent_id, agent_name=agent_name
+                )
+                await change.tell(match.job_id, assigned)
+        except (IllegalMove, BoardBusy) as exc:
+            log.info("placement.overtaken", job_id=match.job_id, code=exc.code)
+            self._changed.set()
+
+    async def _explain(
+        self,
+        ledger: Jobs,
+        pending: tuple[JobRecord, ...],
+        why: Mapping[str, tuple[Reason, ...]],
+    ) -> None:
+        news = [job for job in pending if job.id in why and why[job.id] != job.reasons]
+        if not news:
+            return
+        async with ledger.change() as change:
+            for job in news:
+                reasons = why[job.id]
+                if not await jobs.set_reasons(change.conn, job.id, reasons):
+                    continue
+                state = State(job_id=job.id, state=JobState.PENDING, reasons=reasons)
+                await change.tell(job.id, state)
+                log.info("job.waits", job_id=job.id, codes=[reason.code for reason in reasons])
+
+
+def waiting(job: JobRecord) -> WaitingJob:
+    """What the scheduler needs to know of a pending job."""
+    request = job.request
+    labels, allowed = job.limits.get("labels"), job.limits.get("boards")
+    return WaitingJob(
+        id=job.id,
+        identity=job.identity,
+        created_at=job.created_at,
+        target=request.target,
+        toolchain=request.toolchain,
+        agent=request.agent_id,
+        labels=request.labels,
+        boards=request.boards,
+        cpu_cores=request.cpu_cores,
+        memory_mb=request.memory_mb,
+        project_key=request.project_key,
+        label_limits=None if labels is None else tuple(labels),
+        board_limits=None if allowed is None else tuple(allowed),
+    )

@@ -1,0 +1,102 @@
+"""Enrolled agents: their keys, names, link epochs, and what they last said of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aegis_protocol.control_link import Hello
+from sqlalchemy import Row, bindparam, delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from aegis_control.store.tables import agents
+
+
+@dataclass(frozen=True)
+class AgentRecord:
+    id: str
+    name: str
+    public_key: bytes
+    link_epoch: int
+    last_seen: float | None
+    hello: Hello | None
+
+
+async def get(conn: AsyncConnection, agent_id: str) -> AgentRecord | None:
+    row = (await conn.execute(select(agents).where(agents.c.id == agent_id))).one_or_none()
+    return None if row is None else _record(row)
+
+
+async def named(conn: AsyncConnection, name: str) -> AgentRecord | None:
+    row = (await conn.execute(select(agents).where(agents.c.name == name))).one_or_none()
+    return None if row is None else _record(row)
+
+
+async def every(conn: AsyncConnection) -> tuple[AgentRecord, ...]:
+    """All agents, by name."""
+    return tuple(_record(row) for row in await conn.execute(select(agents).order_by(agents.c.name)))
+
+
+async def enroll(
+    conn: AsyncConnection, agent_id: str, name: str, public_key: bytes, *, now_s: float
+) -> None:
+    """Add an agent, or give a known one its new name. The name must be free."""
+    renamed = await conn.execute(update(agents).where(agents.c.id == agent_id).values(name=name))
+    if renamed.rowcount == 0:
+        await conn.execute(
+            insert(agents).values(
+                id=agent_id, name=name, public_key=public_key, enrolled_at=now_s, link_epoch=0
+            )
+        )
+
+
+async def rename(conn: AsyncConnection, agent_id: str, name: str) -> None:
+    """The name must be free."""
+    await conn.execute(update(agents).where(agents.c.id == agent_id).values(name=name))
+
+
+async def begin_link(
+    conn: AsyncConnection, agent_id: str, hello: Hello, *, now_s: float
+) -> int | None:
+    """Keep `hello` and return the link's epoch, one higher; None when nobody enrolled it."""
+    statement = (
+        update(agents)
+        .where(agents.c.id == agent_id)
+        .values(
+            link_epoch=agents.c.link_epoch + 1,
+            last_seen=now_s,
+            hello=hello.model_dump(mode="json", exclude={"signature", "jobs"})
+            | {"signature": "", "jobs": []},
+        )
+        .returning(agents.c.link_epoch)
+    )
+    epoch: int | None = (await conn.execute(statement)).scalar_one_or_none()
+    return epoch
+
+
+async def seen(conn: AsyncConnection, times: Mapping[str, float]) -> None:
+    """Write when each agent was last heard, in one batch."""
+    if times:
+        statement = (
+            update(agents)
+            .where(agents.c.id == bindparam("agent"))
+            .values(last_seen=bindparam("at"))
+        )
+        await conn.execute(statement, [{"agent": a, "at": at} for a, at in times.items()])
+
+
+async def remove(conn: AsyncConnection, agent_id: str) -> bool:
+    """Forget an agent; tells whether it was there."""
+    return (await conn.execute(delete(agents).where(agents.c.id == agent_id))).rowcount > 0
+
+
+def _record(row: Row[Any]) -> AgentRecord:
+    return AgentRecord(
+        id=row.id,
+        name=row.name,
+        public_key=row.public_key,
+        link_epoch=row.link_epoch,
+        last_seen=row.last_seen,
+        hello=None if row.hello is None else Hello.model_validate(row.hello),
+    )

@@ -1,0 +1,70 @@
+"""What the owners of jobs are told, kept for replay. Ids grow, and are never given twice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aegis_protocol.events import SignalEvent
+from sqlalchemy import delete, func, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from aegis_control.store.tables import job_events
+
+
+@dataclass(frozen=True)
+class StoredEvent:
+    id: int
+    type: str
+    data: dict[str, Any]
+
+
+async def add(conn: AsyncConnection, job_id: str, event: SignalEvent, *, now_s: float) -> None:
+    await conn.execute(
+        insert(job_events).values(
+            job_id=job_id, type=event.type, at=now_s, data=event.model_dump(mode="json")
+        )
+    )
+
+
+async def after(
+    conn: AsyncConnection, job_id: str, cursor: int, *, limit: int
+) -> tuple[StoredEvent, ...]:
+    """The job's events with an id above `cursor`, oldest first."""
+    statement = (
+        select(job_events.c.id, job_events.c.type, job_events.c.data)
+        .where(job_events.c.job_id == job_id, job_events.c.id > cursor)
+        .order_by(job_events.c.id)
+        .limit(limit)
+    )
+    return tuple(StoredEvent(row.id, row.type, row.data) for row in await conn.execute(statement))
+
+
+async def since(
+    conn: AsyncConnection, job_id: str, types: Sequence[str], *, since_s: float, limit: int
+) -> tuple[StoredEvent, ...]:
+    """The job's newest events of `types` from `since_s` on, oldest first."""
+    statement = (
+        select(job_events.c.id, job_events.c.type, job_events.c.data)
+        .where(
+            job_events.c.job_id == job_id,
+            job_events.c.type.in_(types),
+            job_events.c.at >= since_s,
+        )
+        .order_by(job_events.c.id.desc())
+        .limit(limit)
+    )
+    rows = list(await conn.execute(statement))
+    return tuple(StoredEvent(row.id, row.type, row.data) for row in reversed(rows))
+
+
+async def head(conn: AsyncConnection, job_id: str) -> int:
+    """The id of the job's newest event; 0 when there is none."""
+    statement = select(func.max(job_events.c.id)).where(job_events.c.job_id == job_id)
+    return (await conn.execute(statement)).scalar_one() or 0
+
+
+async def forget(conn: AsyncConnection, *, before_s: float) -> int:
+    """Delete events older than `before_s`; returns how many."""
+    return (await conn.execute(delete(job_events).where(job_events.c.at < before_s))).rowcount

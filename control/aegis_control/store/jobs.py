@@ -1,0 +1,175 @@
+"""Jobs in the store. A state moves only from where the table of moves lets it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from aegis_protocol.http_api import GrantRequest, Reason
+from aegis_protocol.states import IllegalMove, JobState, ended, sources
+from sqlalchemy import Row, delete, func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from aegis_control.store.tables import jobs
+
+LIVE: Final = (JobState.ASSIGNED, JobState.RUNNING, JobState.LOST)
+"""The states in which a job has a slot, and maybe boards, of an agent."""
+
+ENDS: Final = tuple(state for state in JobState if ended(state))
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """
+    boards   board id to fencing number, as held when it was assigned
+    limits   those of the key that asked, frozen with the job
+    returns  how often it went back to pending because nobody connected
+    """
+
+    id: str
+    identity: str
+    state: JobState
+    attempt: int
+    request: GrantRequest
+    limits: Mapping[str, Sequence[str]]
+    agent_id: str | None
+    boards: Mapping[str, int]
+    candidates: tuple[str, ...]
+    reasons: tuple[Reason, ...]
+    error: Mapping[str, Any] | None
+    returns: int
+    created_at: float
+    updated_at: float
+    assigned_at: float | None
+    ends_at: float | None
+
+
+async def create(
+    conn: AsyncConnection,
+    job_id: str,
+    identity: str,
+    request: GrantRequest,
+    limits: Mapping[str, Sequence[str]],
+    *,
+    now_s: float,
+) -> None:
+    """Add a pending job."""
+    await conn.execute(
+        insert(jobs).values(
+            id=job_id,
+            identity=identity,
+            state=JobState.PENDING,
+            attempt=1,
+            request=request.model_dump(mode="json"),
+            limits={name: list(words) for name, words in limits.items()},
+            boards={},
+            candidates=[],
+            reasons=[],
+            returns=0,
+            created_at=now_s,
+            updated_at=now_s,
+        )
+    )
+
+
+async def move(
+    conn: AsyncConnection, job_id: str, to: JobState, *, now_s: float, **values: Any
+) -> JobRecord:
+    """
+    Move a job to `to`, set `values` with it, and return it.
+
+    Raises IllegalMove when it is not there, or in no state from which it may become `to`.
+    """
+    statement = (
+        update(jobs)
+        .where(jobs.c.id == job_id, jobs.c.state.in_(sources(to)))
+        .values(state=to, updated_at=now_s, **values)
+        .returning(*jobs.c)
+    )
+    row = (await conn.execute(statement)).one_or_none()
+    if row is None:
+        raise IllegalMove(f"job {job_id} can't become {to}", job_id=job_id, to=str(to))
+    return _record(row)
+
+
+async def get(conn: AsyncConnection, job_id: str) -> JobRecord | None:
+    row = (await conn.execute(select(jobs).where(jobs.c.id == job_id))).one_or_none()
+    return None if row is None else _record(row)
+
+
+async def recent(
+    conn: AsyncConnection, identity: str | None, *, limit: int
+) -> tuple[JobRecord, ...]:
+    """The newest jobs of `identity` (None: of everybody), newest first."""
+    statement = select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
+    if identity is not None:
+        statement = statement.where(jobs.c.identity == identity)
+    return tuple(_record(row) for row in await conn.execute(statement))
+
+
+async def in_states(
+    conn: AsyncConnection, states: Collection[JobState], *, agent_id: str | None = None
+) -> tuple[JobRecord, ...]:
+    """The jobs in one of `states` (of one agent), oldest first."""
+    statement = select(jobs).where(jobs.c.state.in_(states)).order_by(jobs.c.created_at, jobs.c.id)
+    if agent_id is not None:
+        statement = statement.where(jobs.c.agent_id == agent_id)
+    return tuple(_record(row) for row in await conn.execute(statement))
+
+
+async def count_waiting(conn: AsyncConnection, identity: str) -> int:
+    statement = select(func.count()).where(
+        jobs.c.identity == identity, jobs.c.state == JobState.PENDING
+    )
+    return int((await conn.execute(statement)).scalar_one())
+
+
+async def count_by_state(conn: AsyncConnection) -> Mapping[JobState, int]:
+    """How many jobs there are in each state, zero included."""
+    statement = select(jobs.c.state, func.count()).group_by(jobs.c.state)
+    found = {JobState(state): int(count) for state, count in await conn.execute(statement)}
+    return {state: found.get(state, 0) for state in JobState}
+
+
+async def set_reasons(conn: AsyncConnection, job_id: str, reasons: Sequence[Reason]) -> bool:
+    """Say why a pending job waits; False when it is not pending any more."""
+    statement = (
+        update(jobs)
+        .where(jobs.c.id == job_id, jobs.c.state == JobState.PENDING)
+        .values(reasons=[reason.model_dump(mode="json") for reason in reasons])
+    )
+    return (await conn.execute(statement)).rowcount > 0
+
+
+async def set_end(conn: AsyncConnection, job_id: str, ends_at: float) -> None:
+    await conn.execute(
+        update(jobs).where(jobs.c.id == job_id, jobs.c.state.in_(LIVE)).values(ends_at=ends_at)
+    )
+
+
+async def forget_ended(conn: AsyncConnection, *, before_s: float) -> int:
+    """Delete jobs that ended before `before_s`; returns how many."""
+    statement = delete(jobs).where(jobs.c.state.in_(ENDS), jobs.c.updated_at < before_s)
+    return (await conn.execute(statement)).rowcount
+
+
+def _record(row: Row[Any]) -> JobRecord:
+    return JobRecord(
+        id=row.id,
+        identity=row.identity,
+        state=JobState(row.state),
+        attempt=row.attempt,
+        request=GrantRequest.model_validate(row.request),
+        limits=row.limits,
+        agent_id=row.agent_id,
+        boards=row.boards,
+        candidates=tuple(row.candidates),
+        reasons=tuple(Reason.model_validate(reason) for reason in row.reasons),
+        error=row.error,
+        returns=row.returns,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        assigned_at=row.assigned_at,
+        ends_at=row.ends_at,
+    )

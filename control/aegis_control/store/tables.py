@@ -1,0 +1,133 @@
+"""The tables. Migrations build them; a test compares the two."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+)
+
+metadata: Final = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+_SERIAL: Final = BigInteger().with_variant(Integer(), "sqlite")
+
+keys: Final = Table(
+    "keys",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("digest", LargeBinary, nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("name", String(80), nullable=False),
+    Column("limits", JSON, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double),
+    Column("revoked_at", Double),
+)
+
+enroll_tokens: Final = Table(
+    "enroll_tokens",
+    metadata,
+    Column("digest", LargeBinary, primary_key=True),
+    Column("name", String(63)),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double, nullable=False),
+    Column("used_by", String(80)),
+    Column("used_at", Double),
+)
+
+agents: Final = Table(
+    "agents",
+    metadata,
+    Column("id", String(80), primary_key=True),
+    Column("name", String(63), nullable=False, unique=True),
+    Column("public_key", LargeBinary, nullable=False),
+    Column("enrolled_at", Double, nullable=False),
+    Column("link_epoch", BigInteger, nullable=False),
+    Column("last_seen", Double),
+    Column("hello", JSON),
+)
+
+jobs: Final = Table(
+    "jobs",
+    metadata,
+    Column("id", String(80), primary_key=True),
+    Column("identity", String(80), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("request", JSON, nullable=False),
+    Column("limits", JSON, nullable=False),
+    Column("agent_id", String(80)),
+    Column("boards", JSON, nullable=False),
+    Column("candidates", JSON, nullable=False),
+    Column("reasons", JSON, nullable=False),
+    Column("error", JSON),
+    Column("returns", Integer, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("updated_at", Double, nullable=False),
+    Column("assigned_at", Double),
+    Column("ends_at", Double),
+    Index(None, "state"),
+    Index(None, "identity", "created_at"),
+    Index(None, "agent_id", "state"),
+)
+
+board_fences: Final = Table(
+    "board_fences",
+    metadata,
+    Column("agent_id", String(80), primary_key=True),
+    Column("board_id", String(80), primary_key=True),
+    Column("fence", BigInteger, nullable=False),
+    Column("job_id", String(80), index=True),
+)
+
+offers: Final = Table(
+    "offers",
+    metadata,
+    Column("jti", String(80), primary_key=True),
+    Column("job_id", String(80), ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("agent_id", String(80), nullable=False),
+    Column("at", Double, nullable=False),
+    Column("client_candidates", Integer, nullable=False),
+    Column("agent_candidates", Integer, nullable=False),
+    Index(None, "job_id", "at"),
+)
+
+job_events: Final = Table(
+    "job_events",
+    metadata,
+    Column("id", _SERIAL, primary_key=True, autoincrement=True),
+    Column("job_id", String(80), ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("type", String(32), nullable=False),
+    Column("at", Double, nullable=False),
+    Column("data", JSON, nullable=False),
+    Index(None, "job_id", "id"),
+    sqlite_autoincrement=True,
+)
+
+idempotency: Final = Table(
+    "idempotency",
+    metadata,
+    Column("identity", String(80), primary_key=True),
+    Column("key", String(200), primary_key=True),
+    Column("body_digest", LargeBinary, nullable=False),
+    Column("job_id", String(80), nullable=False),
+    Column("at", Double, nullable=False, index=True),
+)
