@@ -120,6 +120,7 @@ def test_the_same_source_gives_the_same_bytes_in_any_folder(
             assert sha256(elsewhere.out(chip) / name) == sha256(hello.out(chip) / name), name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("project", ["hello"], indirect=True)
 def test_another_time_gives_other_bytes_and_so_the_time_is_fixed(
     project: Project, hello: Project
@@ -175,22 +176,10 @@ def test_a_program_larger_than_its_partition_fails_the_build(project: Project) -
 
 @pytest.mark.parametrize("project", ["multi"], indirect=True)
 def test_several_files_and_a_library_build(project: Project) -> None:
-    run = project.build("esp32", "esp32c6")
+    run = project.build("esp32")
     assert run.code == 0, run.output
-    assert "lib" in run.output
     assert (project.out("esp32") / "src" / "tally.o").exists()
-    assert list(project.out("esp32c6").glob("lib*/morse/morse.o"))
-
-
-@pytest.mark.parametrize("project", ["big"], indirect=True)
-def test_the_big_image_is_over_a_mebibyte_and_hardly_compressible(project: Project) -> None:
-    import zlib
-
-    run = project.build("esp32p4")
-    assert run.code == 0, run.output
-    image = (project.out("esp32p4") / "firmware.bin").read_bytes()
-    assert len(image) > 1 << 20
-    assert len(zlib.compress(image, 6)) > 1 << 20
+    assert list(project.out("esp32").glob("lib*/morse/morse.o"))
 
 
 @pytest.mark.parametrize("project", ["hello"], indirect=True)
@@ -228,6 +217,7 @@ def test_compile_commands_name_the_real_compiler(hello: Project) -> None:
     assert "-march=rv32imafc" in main["command"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("project", ["hello"], indirect=True)
 def test_size_data_tells_flash_and_ram(project: Project) -> None:
     python = str(Layout(project.home).python)
@@ -238,6 +228,7 @@ def test_size_data_tells_flash_and_ram(project: Project) -> None:
     assert total["ram_size"] > 1_000
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("project", ["hello"], indirect=True)
 def test_the_platform_can_be_named_by_its_folder(project: Project, tmp: Path) -> None:
     (project.core / "platforms" / "aegis-esp").unlink()

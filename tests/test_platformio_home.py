@@ -53,6 +53,7 @@ async def test_a_finished_home_is_left_alone(platformio_home: Path) -> None:
     assert is_complete(platformio_home)
 
 
+@pytest.mark.long
 async def test_a_home_is_made_once_by_two_at_the_same_time_and_others_can_read_it(
     tmp: Path,
 ) -> None:
