@@ -12,7 +12,8 @@ from typing import Final
 import structlog
 from aegis_links.streams import StreamViewer
 from aegis_protocol.errors import AegisError, from_body
-from aegis_protocol.failures.build import BuildFailed
+from aegis_protocol.failures.board import FlashCanceled
+from aegis_protocol.failures.build import BuildCanceled, BuildFailed
 from aegis_protocol.frames import StreamGap
 from aegis_protocol.rpc import (
     BuildStartParams,
@@ -108,15 +109,12 @@ async def follow_build(
 
     sizes  (columns, rows) of the viewer's terminal, each time they change
 
-    A canceled caller cancels the build. A failed build is returned, not raised: see `failure`.
+    A failed build is returned, not raised: see `failure`.
     """
     viewing = asyncio.create_task(_view(session, stream, reporter, sizes), name="pty")
     try:
         task = await session.task_ended(task_id)
         await _drained(viewing, reporter)
-    except asyncio.CancelledError:
-        await cancel_build(session, task_id)
-        raise
     finally:
         viewing.cancel()
         with suppress(asyncio.CancelledError, AegisError):
@@ -145,6 +143,9 @@ def failure(task: TaskInfo) -> AegisError | None:
         return None
     if task.error is not None:
         return from_body(task.error)
+    if task.state is TaskState.CANCELED:
+        kind = FlashCanceled if task.kind == "flash" else BuildCanceled
+        return kind(f"the {task.kind} was canceled", task_id=task.task_id)
     return BuildFailed(f"the {task.kind} ended as {task.state}", task_id=task.task_id)
 
 

@@ -14,7 +14,14 @@ from aegis_protocol.manifest import Manifest
 from aegis_protocol.rpc import BuildResult, TaskInfo
 
 from aegis_client.artifacts import checked_manifest, download
-from aegis_client.build import BuildOptions, StartedBuild, failure, follow_build, start_build
+from aegis_client.build import (
+    BuildOptions,
+    StartedBuild,
+    cancel_build,
+    failure,
+    follow_build,
+    start_build,
+)
 from aegis_client.client import Client
 from aegis_client.failures import OutputUnwritable
 from aegis_client.project import NOTES, Project, project_root, scan
@@ -125,14 +132,19 @@ async def build_in(
 ) -> BuildReport:
     """Build in a session that there is already."""
     started = await start_build(session, project, wanted.options, client.records, reporter)
-    task = await follow_build(
-        session,
-        started.task_id,
-        started.stream,
-        client.records,
-        reporter,
-        wanted.sizes() if wanted.sizes else None,
-    )
+    try:
+        task = await follow_build(
+            session,
+            started.task_id,
+            started.stream,
+            client.records,
+            reporter,
+            wanted.sizes() if wanted.sizes else None,
+        )
+    except asyncio.CancelledError:
+        # The build belongs to the one who asked for it: it does not outlive their Ctrl-C.
+        await cancel_build(session, started.task_id)
+        raise
     report = BuildReport(
         job_id=session.job_id,
         task=task,
@@ -147,15 +159,16 @@ async def build_in(
     if report.error is not None:
         return report
     output = output_folder(project.root, wanted.output, started.environment)
-    return await fetched(session, report, output, reporter)
+    return await fetched(session, client, report, output, reporter)
 
 
 async def fetched(
-    session: Session, report: BuildReport, output: Path, reporter: Reporter
+    session: Session, client: Client, report: BuildReport, output: Path, reporter: Reporter
 ) -> BuildReport:
     """Fetch a good build's artifacts and verify the manifest that the agent signed."""
     files = await download(session, report.task.task_id, report.result.artifacts, output, reporter)
     manifest = await asyncio.to_thread(checked_manifest, output, session.agent.key)
+    client.records.fetched(report.task.task_id, str(output))
     return replace(report, output=output, files=tuple(files), manifest=manifest)
 
 
@@ -165,7 +178,9 @@ def output_folder(root: Path, named: Path | None, environment: str) -> Path:
 
     Raises OutputUnwritable.
     """
-    folder = named or root / NOTES / "firmware" / _plain(environment)
+    folder = (
+        named.expanduser().absolute() if named else None
+    ) or root / NOTES / "firmware" / _plain(environment)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if named is None and not folder.resolve().is_relative_to(root):

@@ -27,6 +27,8 @@ class TaskRecord(Kept):
     started_at: UnixSeconds
     state: str = "running"
     elf_sha256: str | None = None
+    output: str | None = None
+    """The folder that its artifacts were fetched to."""
 
 
 class TaskRecords:
@@ -50,6 +52,12 @@ class TaskRecords:
             manifest = task.build.manifest if task.build else None
             elf_sha256 = manifest.elf_sha256 if manifest else None
             self.keep(known.model_copy(update={"state": str(task.state), "elf_sha256": elf_sha256}))
+
+    def fetched(self, task_id: str, output: str) -> None:
+        """Note where a build's artifacts were put."""
+        known = self.find(task_id)
+        if known is not None:
+            self.keep(known.model_copy(update={"output": output}))
 
     def all(self) -> list[TaskRecord]:
         found = (record for _, record in each(self._store, "tasks", TaskRecord))

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from aegis_client.cli import account, build, fleet
+from aegis_client.cli import account, artifacts, boards, build, fleet, jobs
 
 app = typer.Typer(
     name="espctl",
@@ -45,6 +45,9 @@ def _options(
 account.register(app)
 fleet.register(app)
 build.register(app)
+boards.register(app)
+artifacts.register(app)
+jobs.register(app)
 
 
 def main() -> int:

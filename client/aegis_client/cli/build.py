@@ -34,7 +34,7 @@ def build(
     detach: Annotated[
         bool, typer.Option("--detach", help="Start it and leave; `espctl attach JOB` comes back.")
     ] = False,
-    log: options.Log = None,
+    show: options.Terminal = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> int:
@@ -78,4 +78,4 @@ def build(
     out = Output(json=as_json, quiet=quiet)
     if detach:
         return build_work.detach(out, wanted, wish)
-    return build_work.build(out, wanted, wish, log=log)
+    return build_work.build(out, wanted, wish, show=show)

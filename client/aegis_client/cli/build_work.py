@@ -17,9 +17,9 @@ from aegis_client.wish import Wish
 _SHOWN: Final = 20
 
 
-def build(out: Output, wanted: ProjectBuild, wish: Wish, *, log: bool | None) -> ExitCode:
+def build(out: Output, wanted: ProjectBuild, wish: Wish, *, show: bool | None) -> ExitCode:
     async def work(client: Client) -> ExitCode:
-        with LiveReporter(out, log_stream(out, log)) as reporter:
+        with LiveReporter(out, log_stream(out, show)) as reporter:
             report = await build_project(client, wanted, wish, reporter)
         return shown(out, report)
 

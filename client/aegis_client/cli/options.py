@@ -49,6 +49,9 @@ FlashBaud = Annotated[
 ConsoleBaud = Annotated[
     int, typer.Option("--baud", min=300, max=4_000_000, help="Speed of the board's console.")
 ]
-Log = Annotated[
-    bool | None, typer.Option("--log/--no-log", help="Show the log (with --json: on stderr).")
+Terminal = Annotated[
+    bool | None,
+    typer.Option(
+        "--terminal/--no-terminal", help="Show the build's terminal (with --json: on stderr)."
+    ),
 ]

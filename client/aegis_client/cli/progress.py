@@ -13,6 +13,7 @@ from aegis_protocol.http_api import Reason
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from aegis_client.cli.output import Output
+from aegis_client.timestamps import Timestamps
 
 BYTE_PHASES: Final = frozenset({"upload", "download"})
 
@@ -21,11 +22,12 @@ class LiveReporter:
     """
     Bars for what has a length, lines for what happens, and the output's bytes as they are.
 
-    log  where the build's terminal or the board's console goes; None: nowhere
+    log     where the build's terminal or the board's console goes; None: nowhere
+    stamps  puts the time before each line of it
     """
 
-    def __init__(self, out: Output, log: BinaryIO | None) -> None:
-        self._out, self._log = out, log
+    def __init__(self, out: Output, log: BinaryIO | None, stamps: Timestamps | None = None) -> None:
+        self._out, self._log, self._stamps = out, log, stamps
         self._bars: Progress | None = None
         self._ids: dict[str, TaskID] = {}
         self._reasons: tuple[Reason, ...] = ()
@@ -71,6 +73,8 @@ class LiveReporter:
         if self._log is None:
             return
         self.clear()
+        if self._stamps is not None:
+            data = self._stamps.feed(data)
         try:
             # In a thread: a terminal that was stopped by Ctrl-S must not stop the peer link too.
             await asyncio.to_thread(_write, self._log, data)
