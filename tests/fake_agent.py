@@ -88,6 +88,7 @@ class FakeAgent:
         self.hello_error: AegisError | None = None
         self.source_bytes = 0
         self.sessions: list[_Session] = []
+        self._open_spools: list[Spool] = []
         self._spools = Path(tempfile.mkdtemp(prefix="fake-agent-"))
         self._living: set[asyncio.Task[None]] = set()
 
@@ -114,10 +115,14 @@ class FakeAgent:
         for task in list(self._living):
             task.cancel()
         await asyncio.gather(*self._living, return_exceptions=True)
+        for spool in self._open_spools:
+            spool.close()
         shutil.rmtree(self._spools)
 
     def spool(self) -> Spool:
-        return Spool(self._spools / new_id())
+        spool = Spool(self._spools / new_id())
+        self._open_spools.append(spool)
+        return spool
 
 
 class _Session:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import BinaryIO, Final
 
@@ -23,6 +24,7 @@ class LiveReporter:
     Bars for what has a length, lines for what happens, and the output's bytes as they are.
 
     log     where the build's terminal or the board's console goes; None: nowhere
+            It is closed with the reporter
     stamps  puts the time before each line of it
     """
 
@@ -43,6 +45,9 @@ class LiveReporter:
         trace: TracebackType | None,
     ) -> None:
         self.clear()
+        if self._log is not None:
+            with suppress(OSError):
+                self._log.close()
 
     def waiting(self, reasons: Sequence[Reason]) -> None:
         if tuple(reasons) == self._reasons:
@@ -79,7 +84,10 @@ class LiveReporter:
             # In a thread: a terminal that was stopped by Ctrl-S must not stop the peer link too.
             await asyncio.to_thread(_write, self._log, data)
         except OSError:
-            self._log = None  # whoever read the log has left; the work goes on
+            # Whoever read the log has left; the work goes on.
+            with suppress(OSError):
+                self._log.close()
+            self._log = None
 
     def gap(self, start: int, stop: int) -> None:
         self._out.note(f"[{stop - start} bytes of output are no longer kept]")
