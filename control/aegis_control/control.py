@@ -64,17 +64,22 @@ async def running(
     async with database.read() as conn:
         live = await jobs.in_states(conn, LIVE)
     control.links.expect({job.agent_id for job in live if job.agent_id is not None})
-    async with asyncio.TaskGroup() as group:
-        loops = [
-            group.create_task(control.placement.run(control.ledger), name="placement"),
-            group.create_task(control.deadlines.run(), name="deadlines"),
-        ]
-        try:
-            yield control
-        finally:
-            control.stop()
-            for loop in loops:
-                loop.cancel()
+    try:
+        async with asyncio.TaskGroup() as group:
+            loops = [
+                group.create_task(control.placement.run(control.ledger), name="placement"),
+                group.create_task(control.deadlines.run(), name="deadlines"),
+            ]
+            try:
+                yield control
+            finally:
+                control.stop()
+                for loop in loops:
+                    loop.cancel()
+    except BaseExceptionGroup as group_of_one:
+        if len(group_of_one.exceptions) == 1:  # what the block raised is not wrapped
+            raise group_of_one.exceptions[0] from None
+        raise
 
 
 def wire(

@@ -34,8 +34,8 @@ log = get_logger("http")
 
 MAX_BODY_BYTES: Final = 65_536
 
-_ROUTE: Final = "aegis_route"
-_REQUEST_ID: Final = "aegis_request_id"
+_ROUTE: Final = web.RequestKey("aegis_route", str)
+_REQUEST_ID: Final = web.RequestKey("aegis_request_id", str)
 
 Serve = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Door = Callable[[web.Request], Identity]
@@ -160,7 +160,7 @@ async def _guarded(
         error = Unavailable("the store does not answer")
     except Exception:
         log.exception("request.crashed", method=request.method, path=request.path)
-        request_id = str(request[_REQUEST_ID])
+        request_id = request[_REQUEST_ID]
         return _error(
             ErrorBody(
                 code=AegisError.code,
