@@ -259,7 +259,7 @@ def _path(demo: Demo) -> None:
         *("espctl", "build", str(FIXTURES / "broken"), "--target", "esp32p4"),
         expect=3,
     )
-    for file in ("src/sensor.c", "src/main.c"):
+    for file in ("src/calibration.c", "src/temperature.c"):
         if file not in broken:
             raise DemoError(f"the error in {file} was not shown")
 
