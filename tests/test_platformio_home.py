@@ -8,11 +8,13 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from aegis_agent.platformio_home import (
     Layout,
+    build_command,
     child,
     fixtures_dir,
     install,
@@ -170,8 +172,7 @@ def test_a_build_runs_as_another_user_over_a_core_that_it_cannot_write(
         for each in [path, *path.rglob("*")]:
             os.chown(each, 65_100, 65_100, follow_symlinks=False)
     as_other = ["setpriv", "--reuid=65100", "--regid=65100", "--clear-groups", "--no-new-privs"]
-    python = str(Layout(platformio_home).python)
-    run = project.run([*as_other, python, "-P", "-m", "platformio", "run", "-e", "esp32c3"])
+    run = project.run([*as_other, *build_command(platformio_home, "esp32c3", jobs=2)])
     assert run.code == 0, run.output
     assert (project.out("esp32c3") / "firmware.bin").stat().st_uid == 65_100
     assert "If you like" not in run.output
@@ -228,6 +229,22 @@ async def test_a_platform_is_installed_by_the_real_platformio(
     ini.write_text(ini.read_text().replace("= aegis-esp\n", "= own-esp @ ^2.0\n"))
     run = project.build("esp32c3")
     assert run.code == 0, run.output
+
+
+@pytest.mark.requires("root", "unshare")
+def test_without_any_network_a_missing_package_is_said_at_once(
+    platformio_home: Path, tmp: Path
+) -> None:
+    project = copy_fixture("hello", platformio_home, tmp)
+    ini = project.path / "platformio.ini"
+    ini.write_text(ini.read_text().replace("= aegis-esp\n", "= not-installed\n"))
+    before = time.monotonic()
+    command = build_command(platformio_home, "esp32c3", jobs=1)
+    run = project.run(["unshare", "--net", *command])
+    assert time.monotonic() - before < 20  # a minute without our starter
+    assert run.code == 1
+    assert "Installing not-installed" in run.output
+    assert "InternetConnectionError" in run.output
 
 
 @pytest.mark.parametrize("spec", ["", "--help", "a\nb", "-x"])

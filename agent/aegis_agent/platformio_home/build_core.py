@@ -70,7 +70,8 @@ def environment(home: Path, *, core: Path) -> dict[str, str]:
 
 def pio(home: Path, *arguments: str) -> list[str]:
     """The command that runs PlatformIO. -P: nothing in a project can stand in for a module."""
-    return [str(Layout(home).python), "-P", "-m", "platformio", *arguments]
+    layout = Layout(home)
+    return [str(layout.python), "-P", str(layout.starter), *arguments]
 
 
 def build_command(home: Path, name: str, *, jobs: int) -> list[str]:

@@ -28,7 +28,7 @@ from aegis_protocol.failures.toolchain import InstallFailed, ToolchainMissing
 
 from aegis_agent.files import write_atomic
 from aegis_agent.platformio_home import child
-from aegis_agent.platformio_home.layout import PINS_FILE, Layout, fixtures_dir, pins
+from aegis_agent.platformio_home.layout import PINS_FILE, STARTER, Layout, fixtures_dir, pins
 from aegis_agent.platformio_home.seed import clear_scratch, seed_core
 
 log = structlog.get_logger()
@@ -118,7 +118,11 @@ def _try_lock(fd: int) -> bool:
 
 
 def _wanted() -> dict[str, object]:
-    return {**_wanted_venv(), "platform_sha256": _tree_digest(fixtures_dir() / "platform")}
+    return {
+        **_wanted_venv(),
+        "platform_sha256": _tree_digest(fixtures_dir() / "platform"),
+        "starter_sha256": hashlib.sha256(STARTER.read_bytes()).hexdigest(),
+    }
 
 
 def _wanted_venv() -> dict[str, object]:

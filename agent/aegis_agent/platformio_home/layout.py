@@ -6,6 +6,7 @@ Where things lie in a PlatformIO home.
     home/core/             PLATFORMIO_CORE_DIR, shared by all builds, read-only to them
       packages/            tool-scons, and what `install_platform` brought
       platforms/           aegis-esp, and what `install_platform` brought
+      start_platformio.py  what runs PlatformIO
     home/installed.json    what `install` finished; without it the home is unfinished
     home/lock              held while something is installed
 """
@@ -21,6 +22,7 @@ from typing import Final
 from aegis_protocol.failures.toolchain import ToolchainMissing
 
 PINS_FILE: Final = "pins.txt"
+STARTER: Final = Path(__file__).with_name("start_platformio.py")
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,10 @@ class Layout:
     @property
     def platforms(self) -> Path:
         return self.core / "platforms"
+
+    @property
+    def starter(self) -> Path:
+        return self.core / STARTER.name
 
     @property
     def marker(self) -> Path:

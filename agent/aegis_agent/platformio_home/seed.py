@@ -19,7 +19,7 @@ from typing import Any, Final
 from aegis_protocol.failures.toolchain import InstallFailed
 
 from aegis_agent.files import write_atomic
-from aegis_agent.platformio_home.layout import Layout, pins
+from aegis_agent.platformio_home.layout import STARTER, Layout, pins
 
 _SCRATCH_PREFIX: Final = ".new-"
 _SCONS_PY: Final = '''\
@@ -46,6 +46,7 @@ def seed_core(layout: Layout, *, fixtures: Path) -> None:
         folder.chmod(0o755)
     _replace(layout.packages / "tool-scons", lambda at: _make_scons(layout, at))
     _replace(layout.platforms / "aegis-esp", lambda at: _make_platform(fixtures / "platform", at))
+    write_atomic(layout.starter, STARTER.read_bytes())
     write_state(layout.core)
 
 
