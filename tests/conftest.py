@@ -31,14 +31,17 @@ _LEFT_BEHIND_S = 5.0
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "requires(*what): commands, or root, linux")
     for name in list(os.environ):
         if name.startswith(_OURS) or name.startswith(_SECRETS) or name in _HOMES:
             del os.environ[name]
-    home = Path(tempfile.mkdtemp(prefix="aegis-home-"))
-    os.environ["HOME"] = str(home)
-    config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
+    os.environ["HOME"] = str(_folder_of_the_run(config, "aegis-home-"))
+    # A run has its own folders: pytest's usual ones are shared by all runs, and each closes them
+    # anew to other users, the one who builds included. Workers get theirs from the first process.
+    if not hasattr(config, "workerinput") and config.option.basetemp is None:
+        config.option.basetemp = str(_folder_of_the_run(config, "aegis-tests-"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -89,6 +92,12 @@ def no_process_is_left() -> Iterator[None]:
             continue
     psutil.wait_procs(alive, timeout=_LEFT_BEHIND_S)
     assert not names, f"left running: {names}"
+
+
+def _folder_of_the_run(config: pytest.Config, prefix: str) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix=prefix)).resolve()
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    return folder
 
 
 def _judged(report: Report) -> Report:
