@@ -35,6 +35,10 @@ class Served:
     def do(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         return asyncio.run_coroutine_threadsafe(work(), self._loop).result(10)
 
+    def call(self, function: Callable[[], object]) -> None:
+        """Call something on the control's loop."""
+        self._loop.call_soon_threadsafe(function)
+
     @contextmanager
     def running(self) -> Iterator[Served]:
         ready = threading.Event()

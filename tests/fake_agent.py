@@ -9,7 +9,7 @@ import asyncio
 import shutil
 import tempfile
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -61,6 +61,8 @@ class Script:
     hold: bool = False
     """The build ends only when it is canceled, or when `release` is set."""
     release: asyncio.Event = field(default_factory=asyncio.Event)
+    deaf: bool = False
+    """Nothing that is asked is answered any more, once a build runs."""
     console: tuple[bytes, ...] = (b"boot\r\n",)
     flash_error: AegisError | None = None
 
@@ -88,7 +90,7 @@ class FakeAgent:
         self.hello_error: AegisError | None = None
         self.source_bytes = 0
         self.sessions: list[_Session] = []
-        self._open_spools: list[Spool] = []
+        self.spools: dict[str, Spool] = {}
         self._spools = Path(tempfile.mkdtemp(prefix="fake-agent-"))
         self._living: set[asyncio.Task[None]] = set()
 
@@ -106,23 +108,32 @@ class FakeAgent:
         """Return the answer's SDP and the signature of it; the link lives on in a task."""
         session = _Session(self, job_id, channels)
         answered: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()
-        living = asyncio.create_task(session.live(jti, sdp, fingerprint, answered))
-        self._living.add(living)
-        living.add_done_callback(self._living.discard)
+        self.start(session.live(jti, sdp, fingerprint, answered))
         return await answered
 
     async def close(self) -> None:
         for task in list(self._living):
             task.cancel()
         await asyncio.gather(*self._living, return_exceptions=True)
-        for spool in self._open_spools:
+        for spool in self.spools.values():
             spool.close()
         shutil.rmtree(self._spools)
 
-    def spool(self) -> Spool:
-        spool = Spool(self._spools / new_id())
-        self._open_spools.append(spool)
-        return spool
+    def spool(self, task_id: str) -> Spool:
+        self.spools[task_id] = Spool(self._spools / task_id)
+        return self.spools[task_id]
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something that outlives connections."""
+        task = asyncio.create_task(work)
+        self._living.add(task)
+        task.add_done_callback(self._living.discard)
+
+    async def changed(self, job_id: str, task: TaskInfo) -> None:
+        self.tasks[job_id][task.task_id] = task
+        for session in self.sessions:
+            if session.job_id == job_id and session.rpc is not None and not session.rpc.closed:
+                await session.notify("task.changed", {"task": task.model_dump(mode="json")})
 
 
 class _Session:
@@ -134,7 +145,6 @@ class _Session:
         self.link: PeerLink | None = None
         self.transfers: dict[ChannelName, TransferPort] = {}
         self.streams: dict[ChannelName, StreamPort] = {}
-        self.next_stream = 1
         self.working: set[asyncio.Task[None]] = set()
         self.closing = asyncio.Event()
         agent.sessions.append(self)
@@ -171,13 +181,16 @@ class _Session:
             self.rpc = await stack.enter_async_context(
                 RpcPeer.over(link.channel(ChannelName.ESPCTL), handler=self.handle)
             )
+            for task in self.tasks.values():
+                if task.kind == "build":
+                    self._serve(ChannelName.PTY, task, self.agent.spools[task.task_id])
             closing = asyncio.create_task(self.closing.wait())
             gone = asyncio.create_task(link.wait_closed())
             try:
                 await asyncio.wait([closing, gone], return_when=asyncio.FIRST_COMPLETED)
             finally:
-                for task in (closing, gone, *self.working):
-                    task.cancel()
+                for work in (closing, gone, *self.working):
+                    work.cancel()
                 await asyncio.gather(closing, gone, *self.working, return_exceptions=True)
 
     def start(self, work: Awaitable[None]) -> None:
@@ -193,11 +206,12 @@ class _Session:
         await self.rpc.notify(method, params)
 
     async def changed(self, task: TaskInfo) -> None:
-        self.tasks[task.task_id] = task
-        await self.notify("task.changed", {"task": task.model_dump(mode="json")})
+        await self.agent.changed(self.job_id, task)
 
     async def handle(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
         self.agent.calls.append(method)
+        if self.agent.script.deaf and self.agent.builds and method != "build.start":
+            await asyncio.Event().wait()
         name = method.replace(".", "_")
         serve: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]] | None
         serve = getattr(self, f"_on_{name}", None)
@@ -270,9 +284,9 @@ class _Session:
             task_id=new_id(), kind="build", state=TaskState.RUNNING, stream=self._stream()
         )
         self.tasks[task.task_id] = task
-        spool = self.agent.spool()
+        spool = self.agent.spool(task.task_id)
         self._serve(ChannelName.PTY, task, spool)
-        self.start(self._build(task, wish, spool))
+        self.agent.start(self._build(task, wish, spool))
         return {
             "task_id": task.task_id,
             "stream": task.stream,
@@ -281,8 +295,7 @@ class _Session:
         }
 
     def _stream(self) -> int:
-        self.next_stream += 1
-        return self.next_stream
+        return len(self.tasks) + 1
 
     def _serve(self, channel: ChannelName, task: TaskInfo, spool: Spool) -> None:
         assert task.stream is not None
@@ -408,7 +421,7 @@ class _Session:
             task_id=new_id(), kind="monitor", state=TaskState.RUNNING, stream=self._stream()
         )
         self.tasks[task.task_id] = task
-        spool = self.agent.spool()
+        spool = self.agent.spool(task.task_id)
         self._serve(ChannelName.SERIAL, task, spool)
         for piece in self.agent.script.console:
             spool.append(piece)

@@ -307,7 +307,7 @@ class FakeControl:
         assert task is not None
         self._streams.add(task)
         sent = int(last) if last else len(job.events)
-        await stream.write(_event("", "connected", {"job_id": job_id, "time": time.time()}))
+        await stream.write(_event(str(sent), "connected", {"job_id": job_id, "time": time.time()}))
         state = {"job_id": job_id, "state": str(job.state)}
         await stream.write(_event("", "state", state))
         try:

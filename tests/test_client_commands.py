@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -244,13 +245,21 @@ def test_a_server_that_is_not_control_is_told_apart(espctl: Espctl, served: Serv
 
 
 def test_a_detached_build_is_attached_and_fetched(
-    espctl: Espctl, served: Served, tmp: Path
+    espctl: Espctl, served: Served, tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = project(tmp / "hello")
     served.agent.script = Script(hold=True)
     job = espctl("build", folder, "-t", "esp32p4", "--detach", "--json").json
     assert job["state"] == "running"
     assert served.agent.ended_jobs == []
+    monkeypatch.chdir(folder)
+    served.call(served.agent.script.release.set)
+    ended = espctl("attach")
+    assert ended.code == 0, ended.err
+    assert ended.out.startswith("Compiling\r\n"), "from its first byte"
+    assert (folder / ".aegis" / "firmware" / "esp32p4" / "firmware.bin").read_bytes() == APP
+    assert served.agent.ended_jobs == [job["job_id"]]
+    assert len(served.control.jobs) == 1
 
 
 def test_download_lists_and_fetches_the_last_build(
@@ -472,7 +481,5 @@ def test_the_command_line_imports_nothing_heavy_for_its_help() -> None:
         "import sys, aegis_client.cli.app\n"
         f"print([name for name in {heavy} if name in sys.modules])"
     )
-    import subprocess
-
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
