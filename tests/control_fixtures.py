@@ -272,6 +272,10 @@ class FakeAgent:
         self.welcome = await self.next(Welcome)
         return self.welcome
 
+    async def send_hello(self, **fields: Any) -> None:
+        """Open a link and say a hello that differs from the right one in `fields`."""
+        await self.send(self.hello(await self.open(), **fields))
+
     async def send(self, frame: ToControl) -> None:
         assert self.socket is not None
         await self.socket.send_str(frame.model_dump_json())
