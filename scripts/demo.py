@@ -339,7 +339,7 @@ def _remember(demo: Demo) -> None:
 
 
 def _stop(pids: list[int]) -> None:
-    """SIGTERM twice (drain, then cancel), each time waiting a little; then SIGKILL to the groups."""
+    """SIGTERM twice (drain, then cancel), with some patience; then SIGKILL to the groups."""
     alive = []
     for pid in pids:
         try:

@@ -113,6 +113,8 @@ class Stand:
             "CONTROL_PUBLIC_BASE_URL": self.url,
             "AEGIS_PLATFORMIO_HOME": str(self.platformio_home),
             "AEGIS_DISCOVER_BOARDS": "0",
+            # Limits on processes count by user: stands side by side must not share one.
+            "AEGIS_BUILD_UID_BASE": str(10_000 + self.port % 5000 * 10),
             **self.settings,
             **more,
         }
