@@ -9,6 +9,7 @@ from pathlib import Path
 import aegis_client.failures
 import aegis_protocol.failures  # registers every code
 import pytest
+from aegis_client import records as records_module
 from aegis_client import signals as signals_module
 from aegis_client.accounts import Account
 from aegis_client.client import Client
@@ -16,7 +17,7 @@ from aegis_client.config import ClientConfig, checked_url, load
 from aegis_client.control import ControlClient
 from aegis_client.exit_codes import MEANINGS, ROWS, ExitCode, exit_code
 from aegis_client.failures import ConfigInvalid, StoreDamaged, StoreNotFound, UrlInsecure
-from aegis_client.records import MAX_RECORDS, TaskRecord, TaskRecords
+from aegis_client.records import TaskRecord, TaskRecords
 from aegis_client.signals import Signals
 from aegis_client.sse import MAX_EVENT_BYTES, ServerEvent, SseParser
 from aegis_client.store import Store
@@ -182,10 +183,13 @@ def test_a_store_is_made_only_where_its_parent_is(tmp: Path) -> None:
     assert Store.open(ClientConfig(store=tmp / "x" / "y")).root.stat().st_mode & 0o777 == 0o700
 
 
-def test_records_are_bounded_and_those_of_another_control_are_not_shown(tmp: Path) -> None:
+def test_records_are_bounded_and_those_of_another_control_are_not_shown(
+    tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records_module, "MAX_RECORDS", 6)
     store = Store.open(ClientConfig(store=tmp / "store"))
     records = TaskRecords(store, "https://one")
-    for n in range(MAX_RECORDS + 3):
+    for n in range(9):
         records.keep(
             TaskRecord(
                 task_id=new_id(),
@@ -198,10 +202,10 @@ def test_records_are_bounded_and_those_of_another_control_are_not_shown(tmp: Pat
                 started_at=n,
             )
         )
-    assert len(records.all()) == MAX_RECORDS
+    assert len(records.all()) == 6
     last = records.last_build("/p1")
     assert last is not None
-    assert last.started_at == MAX_RECORDS + 1
+    assert last.started_at == 7
     assert TaskRecords(store, "https://two").all() == []
 
 
