@@ -77,11 +77,9 @@ def tmp() -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def no_process_is_left() -> Iterator[None]:
     """Every child that a test started has ended with it; a survivor is killed and named."""
-    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    before = {child.pid for child in _children()}
     yield
-    started = [
-        child for child in psutil.Process().children(recursive=True) if child.pid not in before
-    ]
+    started = [child for child in _children() if child.pid not in before]
     _, alive = psutil.wait_procs(started, timeout=_LEFT_BEHIND_S)
     names = []
     for child in alive:
@@ -105,6 +103,20 @@ def _judged(report: Report) -> Report:
         report.outcome = "failed"
         report.longrepr = f"skipped, and CI skips nothing: {report.longrepr}"
     return report
+
+
+def _children() -> list[psutil.Process]:
+    """Our descendants; of a container or sandbox only what started it, which ends the rest."""
+    ours = _pid_namespace(os.getpid())
+    descendants = psutil.Process().children(recursive=True)
+    return [child for child in descendants if _pid_namespace(child.pid) in (ours, None)]
+
+
+def _pid_namespace(pid: int) -> str | None:
+    try:
+        return str(Path(f"/proc/{pid}/ns/pid").readlink())
+    except OSError:
+        return None  # it has just ended, or there is no /proc
 
 
 def _has(what: str) -> bool:

@@ -44,9 +44,9 @@ def test_systemd_has_nothing_to_say_about_a_unit(unit: Path) -> None:
 @pytest.mark.requires("systemd-analyze")
 @pytest.mark.parametrize("unit", ["aegis-control"], indirect=True)
 def test_systemd_speaks_when_a_unit_is_wrong(unit: Path) -> None:
-    unit.write_text(unit.read_text().replace("WatchdogSec=", "WatchdogSeconds="))
+    unit.write_text(unit.read_text().replace("RestartSec=", "RestartSeconds="))
     done = run(["systemd-analyze", "verify", "--man=no", unit], cwd=unit.parent)
-    assert "WatchdogSeconds" in done.stderr
+    assert "RestartSeconds" in done.stderr
 
 
 @pytest.mark.requires("systemd-analyze")
