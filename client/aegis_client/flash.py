@@ -28,6 +28,7 @@ from aegis_client.firmware import Firmware
 from aegis_client.paired import requested_with
 from aegis_client.reporter import Reporter
 from aegis_client.session import Session
+from aegis_client.upload import request_s
 
 START_S: Final = 120.0
 CANCEL_S: Final = 3.0
@@ -160,7 +161,7 @@ async def _started(
             "flash.start",
             params.model_copy(update={"bundle": ref}),
             FlashStartResult,
-            deadline_s=START_S,
+            deadline_s=request_s(len(data)),
         ),
         session.source.send_file(ref.transfer, data, sha256=digest),
     )

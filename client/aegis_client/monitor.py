@@ -196,7 +196,7 @@ class _Run:
             self._last = (self._last + event.data)[-_LAST_CHARS:]
             if log is not None:
                 await asyncio.to_thread(_append, log, event.data)
-            await self._reporter.output(event.data)
+            await self._reporter.console(event.data)
             match = self._watch.feed(event.data)
             if found is None and match is not None:
                 found, ends_at = match, clock() + ELF_GRACE_S

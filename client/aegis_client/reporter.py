@@ -9,7 +9,7 @@ from aegis_protocol.http_api import Reason
 
 
 class Reporter(Protocol):
-    """Methods never raise, and return at once but for `output`."""
+    """Methods never raise, and return at once but for `output` and `console`."""
 
     def waiting(self, reasons: Sequence[Reason]) -> None:
         """No agent is free yet, and why."""
@@ -21,7 +21,10 @@ class Reporter(Protocol):
         """How far a phase has come; total 0 where that is not known."""
 
     async def output(self, data: bytes) -> None:
-        """The next bytes of the build's terminal or the board's console; may take its time."""
+        """The next bytes of the build's terminal; may take its time."""
+
+    async def console(self, data: bytes) -> None:
+        """The next bytes of the board's console; may take its time."""
 
     def gap(self, start: int, stop: int) -> None:
         """Bytes of the output that are no longer kept."""
@@ -37,5 +40,6 @@ class Silent:
     def connected(self, agent: str, path: str) -> None: ...
     def progress(self, phase: str, done: int, total: int, detail: str = "") -> None: ...
     async def output(self, data: bytes) -> None: ...
+    async def console(self, data: bytes) -> None: ...
     def gap(self, start: int, stop: int) -> None: ...
     def note(self, text: str) -> None: ...

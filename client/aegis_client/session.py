@@ -202,11 +202,13 @@ class TaskNews:
         try:
             match method:
                 case "task.changed":
-                    task = TaskChanged.model_validate(params).task
-                    self.tasks[task.task_id] = task
+                    changed = TaskChanged.model_validate(params).task
+                    self.tasks[changed.task_id] = changed
                 case "task.progress":
                     seen = TaskProgress.model_validate(params)
-                    self._reporter.progress(seen.phase, seen.done, seen.total, seen.detail)
+                    task = self.tasks.get(seen.task_id)
+                    kind = "flash " if task is not None and task.kind == "flash" else ""
+                    self._reporter.progress(kind + seen.phase, seen.done, seen.total, seen.detail)
                 case "channel.rejected":
                     error = ChannelRejected.model_validate(params).error
                     self._reporter.note(f"{error.message} ({error.code})")

@@ -30,6 +30,8 @@ from aegis_client.reporter import Reporter
 from aegis_client.session import Session
 
 _REQUEST_S: Final = 600.0
+_SLOWEST_BYTES_S: Final = 4096
+"""A request that waits for a transfer lasts as long as that one needs; a stall is seen there."""
 _LEVEL: Final = 6
 
 
@@ -71,7 +73,7 @@ async def upload(session: Session, project: Project, reporter: Reporter) -> Uplo
             reporter.progress("upload", offset, size, f"{len(missing)} files")
 
         await requested_with(
-            session.call("source.push", params, SourcePushResult, deadline_s=_REQUEST_S),
+            session.call("source.push", params, SourcePushResult, deadline_s=request_s(size)),
             session.source.send_file(ref.transfer, pack, sha256=digest, on_progress=progressed),
         )
     reporter.progress("upload", size, size, f"{len(missing)} files")
@@ -101,6 +103,11 @@ def write_pack(
     return digest.hexdigest()
 
 
+def request_s(size_bytes: int) -> float:
+    """How long a request may take that waits for a transfer of that size."""
+    return _REQUEST_S + size_bytes / _SLOWEST_BYTES_S
+
+
 async def _send_plan(session: Session, project: Project) -> SourcePlanResult:
     data = project.plan.model_dump_json().encode()
     if len(data) > MAX_PLAN_BYTES:
@@ -109,7 +116,10 @@ async def _send_plan(session: Session, project: Project) -> SourcePlanResult:
     ref = TransferRef(transfer=session.source.next_number(), size_bytes=len(data), sha256=digest)
     return await requested_with(
         session.call(
-            "source.plan", SourcePlanParams(plan=ref), SourcePlanResult, deadline_s=_REQUEST_S
+            "source.plan",
+            SourcePlanParams(plan=ref),
+            SourcePlanResult,
+            deadline_s=request_s(len(data)),
         ),
         session.source.send_file(ref.transfer, data, sha256=digest),
     )

@@ -73,7 +73,12 @@ class Output:
             table.add_column(column, overflow="fold")
         for row in rows:
             table.add_row(*(_plain(cell) for cell in row))
-        self.stdout.print(table)
+        if sys.stdout.isatty():
+            self.stdout.print(table)
+            return
+        with self.stdout.capture() as captured:
+            self.stdout.print(table)
+        sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
 
     def error(self, error: AegisError) -> None:
         if self.json:

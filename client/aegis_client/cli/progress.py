@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from aegis_client.cli.output import Output
 from aegis_client.timestamps import Timestamps
 
-BYTE_PHASES: Final = frozenset({"upload", "download"})
+BAR_PHASES: Final = frozenset({"upload", "download", "flash"})
 
 
 class LiveReporter:
@@ -25,7 +25,7 @@ class LiveReporter:
 
     log     where the build's terminal or the board's console goes; None: nowhere
             It is closed with the reporter
-    stamps  puts the time before each line of it
+    stamps  puts the time before each line of the console
     """
 
     def __init__(self, out: Output, log: BinaryIO | None, stamps: Timestamps | None = None) -> None:
@@ -64,7 +64,7 @@ class LiveReporter:
     def progress(self, phase: str, done: int, total: int, detail: str = "") -> None:
         if not self._shows_bars:
             return
-        if self._log is not None and phase not in BYTE_PHASES and phase != "flash":
+        if self._log is not None and phase.split()[0] not in BAR_PHASES:
             # The log itself shows how the build goes; a bar would be drawn into its lines.
             return
         bars = self._started()
@@ -74,12 +74,13 @@ class LiveReporter:
         if total and done >= total:
             self.clear()
 
+    async def console(self, data: bytes) -> None:
+        await self.output(data if self._stamps is None else self._stamps.feed(data))
+
     async def output(self, data: bytes) -> None:
         if self._log is None:
             return
         self.clear()
-        if self._stamps is not None:
-            data = self._stamps.feed(data)
         try:
             # In a thread: a terminal that was stopped by Ctrl-S must not stop the peer link too.
             await asyncio.to_thread(_write, self._log, data)
