@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from aegis_control.config import ControlConfig
 from aegis_control.serve import Served, serving
 from aegis_protocol import PROTOCOL_VERSION
@@ -43,6 +41,7 @@ from aegis_protocol.events import SIGNAL_EVENT, SignalEvent
 from aegis_protocol.http_api import EnrollReply, EnrollRequest, GrantReply, Toolchain
 from aegis_protocol.ids import public_id
 from aegis_protocol.signing import b64, enroll_statement, link_statement, public_bytes
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 MCP = "the secret that everyone here knows"
 AGENTS = "the secret with which machines may join"

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from control_fixtures import FINGERPRINT, MCP, bench, board
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
 from aegis_protocol import grant as grants
 from aegis_protocol.actions import Role
 from aegis_protocol.failures.grant import GrantForeignAgent
 from aegis_protocol.http_api import PendingReply
 from aegis_protocol.ids import public_id
 from aegis_protocol.signing import unb64
+from control_fixtures import FINGERPRINT, MCP, bench, board
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 
 async def test_a_grant_says_what_was_asked_and_verifies_with_the_published_key(tmp: Path) -> None:

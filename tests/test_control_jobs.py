@@ -10,9 +10,6 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from control_fixtures import FINGERPRINT, Bench, Events, FakeAgent, bench, board, control
-from waiting import until
-
 from aegis_control.deadlines import Due, Graces, due
 from aegis_control.store import jobs
 from aegis_control.store.jobs import JobRecord
@@ -20,6 +17,8 @@ from aegis_protocol.control_link import HeldJob, JobCancel, JobOffer
 from aegis_protocol.events import Assigned, State
 from aegis_protocol.http_api import GrantRequest
 from aegis_protocol.states import JobState
+from control_fixtures import FINGERPRINT, Bench, Events, FakeAgent, bench, board, control
+from waiting import until
 
 GRACES = Graces(absent_after_s=60, connect_grace_s=60, lost_after_s=120, failed_after_s=300)
 JOB = JobRecord(

@@ -9,10 +9,6 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from control_fixtures import FINGERPRINT, Bench, bench, board
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from waiting import until
-
 from aegis_control.link.reconcile import reconcile
 from aegis_control.store.jobs import JobRecord
 from aegis_protocol.actions import Role
@@ -29,6 +25,9 @@ from aegis_protocol.errors import ErrorBody
 from aegis_protocol.http_api import GrantRequest
 from aegis_protocol.signing import b64, link_statement, public_bytes
 from aegis_protocol.states import JobState
+from control_fixtures import FINGERPRINT, Bench, bench, board
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from waiting import until
 
 
 async def test_an_enrolled_agent_is_welcomed_with_the_issuers_key(tmp: Path) -> None:
@@ -366,7 +365,7 @@ def test_reconciling_compares_attempts_states_and_agents() -> None:
 
 
 async def _settled(b: Bench, agent_id: str) -> None:
-    """Wait until control has done everything that the agent sent so far: frames keep their order."""
+    """Wait until control has done all that the agent sent so far: frames keep their order."""
     agent = next(machine for machine in b.machines if machine.id == agent_id)
     link = b.served.control.links.get(agent_id)
     await agent.send(Status(paused="a mark"))

@@ -6,14 +6,16 @@ import time
 from pathlib import Path
 
 import jwt
-from control_fixtures import FINGERPRINT, Bench, FakeAgent, bench, sdp
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from waiting import until
-
 from aegis_control.turn import Side, ice_servers
 from aegis_protocol import grant as grants
 from aegis_protocol.actions import Role
-from aegis_protocol.control_link import HeldJob, JobOffer, JobRejected, SignalAnswer, SignalCandidate
+from aegis_protocol.control_link import (
+    HeldJob,
+    JobOffer,
+    JobRejected,
+    SignalAnswer,
+    SignalCandidate,
+)
 from aegis_protocol.errors import ErrorBody
 from aegis_protocol.events import (
     Answer,
@@ -27,6 +29,9 @@ from aegis_protocol.events import (
 )
 from aegis_protocol.http_api import GrantReply
 from aegis_protocol.states import JobState
+from control_fixtures import FINGERPRINT, Bench, FakeAgent, bench, sdp
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from waiting import until
 
 OTHER_FINGERPRINT = "sha-256:" + ":".join(["EE"] * 32)
 

@@ -111,7 +111,7 @@ class Deadlines:
                     forgot_at = now
                     await self._forget()
             except DBAPIError as exc:
-                log.exception("deadlines.failed", detail=str(exc.orig))
+                log.error("deadlines.failed", detail=str(exc.orig))  # noqa: TRY400
             await asyncio.sleep(_LOOK_S)
 
     async def look(self) -> None:

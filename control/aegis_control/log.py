@@ -73,7 +73,10 @@ def configure(text: str) -> None:
     ]
     last: Processor
     if console:
-        last = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        # the pretty traceback shows local variables, and with them secrets
+        last = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
     else:
         shared.append(structlog.processors.format_exc_info)
         last = structlog.processors.JSONRenderer()

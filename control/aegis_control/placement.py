@@ -62,7 +62,7 @@ class Placement:
                 with self._metrics.tick_seconds.time():
                     await self._tick(ledger)
             except DBAPIError as exc:
-                log.exception("placement.failed", detail=str(exc.orig))
+                log.error("placement.failed", detail=str(exc.orig))  # noqa: TRY400
                 await asyncio.sleep(_AFTER_TROUBLE_S)
                 self._changed.set()
             finally:

@@ -55,6 +55,7 @@ class Served:
 
     control: Control
     base_url: str
+    port: int
     socket_path: Path
     operator_key: Path | None
 
@@ -84,7 +85,7 @@ async def serving(config: ControlConfig) -> AsyncIterator[Served]:
         local = stack.enter_context(listening(state.socket))
         await _listen(stack, control, sock, tls, local)
         stack.callback(control.stop)
-        yield Served(control, base_url, state.socket, operator_key)
+        yield Served(control, base_url, sock.getsockname()[1], state.socket, operator_key)
 
 
 async def serve_until_signal(config: ControlConfig, *, announce: Callable[[Served], None]) -> None:

@@ -156,7 +156,7 @@ async def _guarded(
     except AegisError as exc:
         error = exc
     except DBAPIError as exc:
-        log.exception("store.failed", detail=str(exc.orig))
+        log.error("store.failed", detail=str(exc.orig))  # noqa: TRY400
         error = Unavailable("the store does not answer")
     except Exception:
         log.exception("request.crashed", method=request.method, path=request.path)

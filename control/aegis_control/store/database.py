@@ -7,17 +7,19 @@ of them wait for each other instead of failing half-way; PostgreSQL needs nothin
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import Any, Final
 
 from aegis_protocol.errors import AegisError
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, event, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from aegis_control.store import migrate
+from aegis_control.store.tables import keys
 
 _BUSY_TIMEOUT_MS: Final = 5000
 _WRITES: Final = "aegis_writes"
@@ -48,6 +50,7 @@ class Database:
                 "AEGIS_DATABASE_URL is no URL of sqlite+aiosqlite or postgresql+asyncpg"
             ) from exc
         if engine.dialect.name == "sqlite":
+            _check_sqlite(engine.url.database)
             _prepare_sqlite(engine)
         try:
             database = cls(engine)
@@ -73,33 +76,50 @@ class Database:
             yield conn
 
     async def answers(self) -> bool:
-        """Tell whether the database answers."""
+        """Tell whether the database answers, and has our tables."""
         try:
             async with self.read() as conn:
-                await conn.execute(text("SELECT 1"))
+                await conn.execute(select(keys.c.id).limit(1))
         except (DBAPIError, OperationalError, OSError):
             return False
         return True
+
+
+def _check_sqlite(path: str | None) -> None:
+    """Look at the file first: a thread that fails to open it would be left behind."""
+    try:
+        with closing(sqlite3.connect(path or ":memory:")) as connection:
+            connection.execute("PRAGMA schema_version")
+    except sqlite3.Error as exc:
+        raise StoreUnusable(f"{path} can't be opened: {exc}", path=path) from exc
 
 
 def _prepare_sqlite(engine: AsyncEngine) -> None:
     @event.listens_for(engine.sync_engine, "connect")
     def _connected(connection: Any, _: Any) -> None:
         connection.isolation_level = None  # the driver must not begin transactions by itself
-        cursor = connection.cursor()
-        for pragma in (
-            "journal_mode=WAL",
-            "synchronous=NORMAL",
-            "foreign_keys=ON",
-            f"busy_timeout={_BUSY_TIMEOUT_MS}",
-        ):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
+        try:
+            _set_up(connection)
+        except BaseException:
+            connection.close()  # nobody else would: its thread would stay
+            raise
 
     @event.listens_for(engine.sync_engine, "begin")
     def _begun(connection: Connection) -> None:
         writes = connection.get_execution_options().get(_WRITES, False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _set_up(connection: Any) -> None:
+    cursor = connection.cursor()
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=NORMAL",
+        "foreign_keys=ON",
+        f"busy_timeout={_BUSY_TIMEOUT_MS}",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
 
 
 def _words(exc: Exception) -> str:

@@ -1,0 +1,218 @@
+"""`aegis-control` as an operator runs it: real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aegis_protocol import __version__
+from control_fixtures import FakeAgent, board
+
+WITHIN_S = 20.0
+
+
+@dataclass
+class Ended:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def data(self) -> Any:
+        return json.loads(self.out)
+
+
+async def run(folder: Path, *words: str, **environment: str) -> Ended:
+    """Run `aegis-control` with a clean environment."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "aegis_control", *words),
+        env=_environment(folder, environment),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(WITHIN_S):
+        out, err = await process.communicate()
+    return Ended(process.returncode or 0, out.decode(), err.decode())
+
+
+def _environment(folder: Path, more: dict[str, str]) -> dict[str, str]:
+    ordinary = {"PATH": os.environ["PATH"], "HOME": str(folder), "COLUMNS": "200"}
+    return {
+        **ordinary,
+        "AEGIS_STATE_DIR": str(folder / "s"),
+        "AEGIS_CONFIG_DIR": str(folder / "etc"),
+        **more,
+    }
+
+
+@dataclass
+class Serving:
+    process: asyncio.subprocess.Process
+    base_url: str
+    lines: list[str]
+
+
+@asynccontextmanager
+async def served(folder: Path, **environment: str) -> AsyncIterator[Serving]:
+    """A control in a process of its own, on a free port."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "aegis_control", "serve", "--listen", "127.0.0.1:0"),
+        env=_environment(folder, environment),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    lines: list[str] = []
+    try:
+        async with asyncio.timeout(WITHIN_S):
+            while not any("operator key" in line or "state:" in line for line in lines):
+                line = (await process.stdout.readline()).decode().strip()
+                assert line, (lines, await process.communicate())
+                lines.append(line)
+        yield Serving(process, lines[0].split()[-1], lines)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def test_an_agent_is_listed_with_nothing_to_configure(tmp: Path) -> None:
+    async with served(tmp) as control, aiohttp.ClientSession() as session:
+        empty = await run(tmp, "list-agents")
+        assert (empty.code, empty.err) == (0, "")
+        assert "enroll-token create" in empty.out
+        token = (await run(tmp, "enroll-token", "create")).out.strip()
+        agent = FakeAgent(session, control.base_url, name="bench", boards=(board("p4-1"),))
+        await agent.enroll(token)
+        await agent.link()
+
+        shown, data = await asyncio.gather(
+            run(tmp, "list-agents"), run(tmp, "list-agents", "--json")
+        )
+        head, row = shown.out.splitlines()
+        assert head.split("  ")[0] == "ID"
+        for name in ("STATE", "VERSION", "TARGETS", "TOOLCHAINS", "SLOTS", "BOARDS", "LAST SEEN"):
+            assert name in head
+        for word in (
+            agent.id,
+            "bench",
+            "online",
+            "0.1.0",
+            "esp32 esp32p4",
+            "platformio 6.1.18",
+            "2/2 free",
+            "p4-1 (esp32p4)",
+            "s ago",
+        ):
+            assert word in row
+        (listed,) = data.data["agents"]
+        assert (listed["id"], listed["state"], listed["slots"]) == (agent.id, "online", 2)
+        assert listed["boards"][0]["id"] == "p4-1"
+        assert abs(listed["last_seen"] - time.time()) < 60
+
+
+async def test_keys_are_made_listed_and_revoked_by_command_and_by_url(tmp: Path) -> None:
+    async with served(tmp) as control:
+        made = (await run(tmp, "keys", "create", "--role", "operator", "--json")).data
+        remote = ("--url", control.base_url)
+        elsewhere = {"AEGIS_STATE_DIR": str(tmp / "nothing"), "AEGIS_OPERATOR_KEY": made["key"]}
+        listed = await run(tmp, "keys", "list", "--json", *remote, **elsewhere)
+        assert made["id"] in [row["id"] for row in listed.data["keys"]]
+        (tmp / "key").write_text(made["key"])
+        by_file = ("--key-file", str(tmp / "key"), *remote)
+        revoked = await run(tmp, "keys", "revoke", made["id"], *by_file)
+        assert revoked.code == 0
+        refused = await run(tmp, "keys", "list", "--json", *remote, **elsewhere)
+        assert refused.code == 7
+        assert json.loads(refused.err)["error"]["code"] == "auth.key_wrong"
+        assert made["key"] not in refused.err
+        unnamed = await run(tmp, "keys", "list", *remote)
+        assert (unnamed.code, "AEGIS_OPERATOR_KEY" in unnamed.err) == (7, True)
+
+
+async def test_a_signal_ends_it_soon_and_cleanly_even_with_streams_and_links_open(
+    tmp: Path,
+) -> None:
+    secret = "a secret that is long enough"
+    environment = {"AGENT_AUTH_SECRET": secret, "MCP_AUTH_SECRET": secret, "AEGIS_LOG": "json"}
+    async with served(tmp, **environment) as control, aiohttp.ClientSession() as session:
+        assert control.lines[0] == f"aegis-control {__version__} listens on {control.base_url}"
+        agent = FakeAgent(session, control.base_url)
+        await agent.enroll(secret)
+        await agent.link()
+        body = {
+            "peer_fingerprint": "sha-256:" + ":".join(["AB"] * 32),
+            "required_channels": ["espctl"],
+        }
+        headers = {"X-API-Key": secret}
+        async with session.post(
+            f"{control.base_url}/grant/request", json=body, headers=headers
+        ) as answer:
+            job_id = (await answer.json())["job_id"]
+        stream = await session.get(f"{control.base_url}/signaling/{job_id}/events", headers=headers)
+        began = time.monotonic()
+        control.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(WITHIN_S):
+            _, err = await control.process.communicate()
+        assert control.process.returncode == 0
+        assert time.monotonic() - began < 8
+        stream.close()
+        events = [json.loads(line)["event"] for line in err.decode().splitlines()]
+        assert events[-1] == "control.stopped"
+        assert "agent.disconnected" in events
+        assert secret not in err.decode()
+        assert "Traceback" not in err.decode()
+
+
+async def test_a_bad_setting_a_held_folder_and_a_missing_control_end_with_one_line_each(
+    tmp: Path,
+) -> None:
+    async with served(tmp):
+        bad, held = await asyncio.gather(
+            run(tmp, "serve", ALLOWED_ORIGINS="https://a.example/"),
+            run(tmp, "serve", "--listen", "127.0.0.1:0"),
+        )
+        assert (bad.code, held.code) == (3, 4)
+        assert "ALLOWED_ORIGINS" in bad.err and "[config.invalid]" in bad.err
+        assert "[control.state_dir_busy]" in held.err
+    missing = await run(tmp, "list-agents", "--json")
+    assert missing.code == 6
+    assert json.loads(missing.err)["error"]["code"] == "control.unreachable"
+    for ended in (bad, held, missing):
+        assert "Traceback" not in ended.err
+        assert ended.out == ""
+    plain = await run(tmp, "list-agents", "--url", "http://127.0.0.1:9", AEGIS_OPERATOR_KEY="x")
+    assert (plain.code, "[control.unreachable]" in plain.err) == (6, True)
+
+
+async def test_the_version_the_settings_and_a_wrong_word_are_answered_without_a_control(
+    tmp: Path,
+) -> None:
+    version, config, wrong, validated = await asyncio.gather(
+        run(tmp, "--version"),
+        run(tmp, "config", "show", "--json", MCP_AUTH_SECRET="tell-nobody"),
+        run(tmp, "nonsense"),
+        run(tmp, "config", "validate", AEGIS_LISTEN="nowhere"),
+    )
+    assert version.out == f"aegis-control {__version__}\n"
+    assert config.code == 0
+    assert "tell-nobody" not in config.out
+    assert wrong.code == 2
+    assert (validated.code, "AEGIS_LISTEN" in validated.err) == (3, True)
+
+
+@pytest.mark.parametrize("words", [("keys", "create", "--role", "king"), ("keys",)])
+async def test_a_wrong_command_line_is_two(tmp: Path, words: tuple[str, ...]) -> None:
+    assert (await run(tmp, *words)).code == 2

@@ -1,0 +1,199 @@
+"""The pure function that matches jobs with agents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from aegis_control.scheduler import AgentView, Decision, WaitingJob, decide, in_turn, satisfies
+from aegis_protocol.board import Board, BoardWish
+from aegis_protocol.http_api import Toolchain, ToolchainWish
+from aegis_protocol.states import AgentState, BoardState
+
+PIO = Toolchain(kind="platformio", version="6.1.18", targets=("esp32", "esp32p4"))
+
+
+def agent(name: str, **facts: Any) -> AgentView:
+    given: dict[str, Any] = {
+        "id": f"ag-{name}",
+        "state": AgentState.ONLINE,
+        "targets": frozenset({"esp32", "esp32p4"}),
+        "toolchains": (PIO,),
+        "slots": 2,
+        "slots_free": 2,
+        "cpu_cores": 4.0,
+        "cpu_free": 4.0,
+        "memory_mb": 4096,
+        "memory_free_mb": 4096,
+    }
+    return AgentView(name=name, **(given | facts))
+
+
+def job(job_id: str = "j", identity: str = "me", **wishes: Any) -> WaitingJob:
+    return WaitingJob(**({"id": job_id, "identity": identity, "created_at": 1.0} | wishes))
+
+
+def chosen(found: Decision) -> dict[str, str]:
+    return {match.job_id: match.agent_id for match in found.matches}
+
+
+@pytest.mark.parametrize(
+    ("wishes", "facts", "code"),
+    [
+        ({"target": "esp32c6"}, {}, "target.missing"),
+        ({"toolchain": ToolchainWish(kind="esp-idf")}, {}, "toolchain.missing"),
+        (
+            {"toolchain": ToolchainWish(kind="platformio", version=">=6.2")},
+            {},
+            "toolchain.version",
+        ),
+        (
+            {"target": "esp32c6", "toolchain": ToolchainWish(kind="platformio")},
+            {"targets": frozenset({"esp32c6"})},
+            "target.missing",
+        ),
+        ({"agent": "another"}, {}, "agent.not_asked"),
+        ({"labels": {"site": "lab1"}}, {"labels": {"site": "lab2"}}, "labels.differ"),
+        ({"label_limits": ("site=lab1",)}, {}, "labels.differ"),
+        ({}, {"state": AgentState.DISCONNECTED}, "agent.disconnected"),
+        ({}, {"state": AgentState.PAUSED, "reason": "disk 96 %"}, "agent.paused"),
+        ({}, {"state": AgentState.DRAINING}, "agent.draining"),
+        ({}, {"slots_free": 0}, "slots.full"),
+        ({}, {"slots": 0, "slots_free": 0}, "slots.full"),
+        ({"cpu_cores": 8.0}, {}, "cpu.short"),
+        ({"memory_mb": 8192}, {}, "memory.short"),
+        ({"boards": (BoardWish(id="x"),)}, {}, "board.missing"),
+        (
+            {"boards": (BoardWish(chip="esp32p4"),)},
+            {"boards": (Board(id="b", chip="esp32"),)},
+            "board.missing",
+        ),
+        (
+            {"boards": (BoardWish(id="b"),)},
+            {"boards": (Board(id="b", state=BoardState.GONE),)},
+            "board.gone",
+        ),
+        (
+            {"boards": (BoardWish(id="b"),)},
+            {"boards": (Board(id="b"),), "held": frozenset({"b"})},
+            "board.held",
+        ),
+        (
+            {"boards": (BoardWish(), BoardWish())},
+            {"boards": (Board(id="b"),)},
+            "board.held",
+        ),
+        (
+            {"boards": (BoardWish(),), "board_limits": ("c",)},
+            {"boards": (Board(id="b"),)},
+            "board.not_allowed",
+        ),
+    ],
+)
+def test_what_is_in_the_way_has_a_code(
+    wishes: dict[str, Any], facts: dict[str, Any], code: str
+) -> None:
+    found = decide([job(**wishes)], [agent("a", **facts)], {})
+    assert found.matches == ()
+    (reason,) = found.waiting["j"]
+    assert (reason.code, reason.agents) == (code, ("a",))
+    assert decide([job()], [agent("a")], {}).matches  # the ordinary job and agent fit
+
+
+def test_without_agents_that_is_the_reason() -> None:
+    assert [reason.code for reason in decide([job()], [], {}).waiting["j"]] == ["agent.none"]
+
+
+def test_each_agent_is_named_with_its_own_reason() -> None:
+    fleet = [
+        agent("a", state=AgentState.PAUSED, reason="disk 96 %"),
+        agent("b", slots_free=0),
+        agent("c", state=AgentState.PAUSED, reason="disk 96 %"),
+    ]
+    reasons = decide([job()], fleet, {}).waiting["j"]
+    assert [(r.code, r.detail, r.agents) for r in reasons] == [
+        ("agent.paused", "disk 96 %", ("a", "c")),
+        ("slots.full", "all slots taken (2)", ("b",)),
+    ]
+
+
+def test_the_agent_with_the_project_warm_is_best_even_when_it_is_busier() -> None:
+    fleet = [agent("a"), agent("b", warm=frozenset({"blinky"}), slots_free=1)]
+    assert chosen(decide([job(project_key="blinky")], fleet, {})) == {"j": "ag-b"}
+    assert chosen(decide([job(project_key="other")], fleet, {})) == {"j": "ag-a"}
+
+
+def test_of_equal_agents_the_least_loaded_by_share_is_taken_then_the_first_by_name() -> None:
+    fleet = [agent("a", slots=2, slots_free=1), agent("b", slots=8, slots_free=6)]
+    assert chosen(decide([job()], fleet, {})) == {"j": "ag-b"}
+    assert chosen(decide([job()], [agent("b"), agent("a")], {})) == {"j": "ag-a"}
+
+
+def test_jobs_spread_and_never_exceed_what_an_agent_has() -> None:
+    fleet = [agent("a"), agent("b")]
+    found = decide([job(str(n), cpu_cores=2.0) for n in range(6)], fleet, {})
+    assert sorted(chosen(found).values()) == ["ag-a", "ag-a", "ag-b", "ag-b"]
+    assert {r.code for reasons in found.waiting.values() for r in reasons} == {"slots.full"}
+    short = decide([job(str(n), memory_mb=3000) for n in range(3)], fleet, {})
+    assert len(short.matches) == 2
+    assert {r.code for rs in short.waiting.values() for r in rs} == {"memory.short"}
+
+
+def test_a_board_goes_to_one_job_of_a_round() -> None:
+    fleet = [agent("a", boards=(Board(id="b", chip="esp32p4"),))]
+    wish = (BoardWish(chip="esp32p4"),)
+    found = decide([job("1", boards=wish), job("2", boards=wish)], fleet, {})
+    assert [match.boards for match in found.matches] == [("b",)]
+    assert [r.code for r in found.waiting["2"]] == ["board.held"]
+
+
+def test_wishes_find_boards_of_their_own_whatever_their_order() -> None:
+    boards = (
+        Board(id="1", chip="esp32p4", labels={"lcd": "yes"}),
+        Board(id="2", chip="esp32p4"),
+        Board(id="3", chip="esp32"),
+    )
+    wishes = (BoardWish(), BoardWish(chip="esp32p4"), BoardWish(labels={"lcd": "yes"}))
+    (match,) = decide([job(boards=wishes)], [agent("a", boards=boards)], {}).matches
+    assert match.boards == ("3", "2", "1")
+
+
+def test_identities_take_turns_and_the_one_with_less_running_goes_first() -> None:
+    queue = [job(f"a{n}", "a", created_at=float(n)) for n in range(3)]
+    queue += [job(f"b{n}", "b", created_at=10.0 + n) for n in range(2)]
+    assert [j.id for j in in_turn(queue, {})] == ["a0", "b0", "a1", "b1", "a2"]
+    assert [j.id for j in in_turn(queue, {"a": 2})] == ["b0", "b1", "a0", "a1", "a2"]
+
+
+def test_a_flood_of_one_identity_does_not_starve_another() -> None:
+    queue = [job(f"a{n:03}", "a", created_at=float(n)) for n in range(500)]
+    queue.append(job("b", "b", created_at=1000.0))
+    found = decide(queue, [agent("x", slots=2, slots_free=2)], {})
+    assert set(chosen(found)) == {"a000", "b"}
+
+
+@pytest.mark.parametrize(
+    ("version", "wanted", "fits"),
+    [
+        ("6.1.18", "", True),
+        ("6.1.18", ">=6.1", True),
+        ("6.1.18", ">=6.1,<6.1.18", False),
+        ("6.1.18rc1", ">=6.1", True),
+        ("6.1.18", "==6.1.*", True),
+        ("not a version", ">=1", False),
+    ],
+)
+def test_versions_are_compared_as_pep_440_has_it(version: str, wanted: str, fits: bool) -> None:
+    assert satisfies(version, wanted) is fits
+
+
+def test_a_thousand_jobs_and_a_hundred_agents_are_decided_in_one_go() -> None:
+    fleet = [agent(f"{n:03}") for n in range(100)]
+    queue = [job(f"{n:04}", f"u{n % 7}", created_at=float(n), cpu_cores=1) for n in range(1000)]
+    found = decide(queue, fleet, {})
+    assert len(found.matches) == 200
+    assert len(found.waiting) == 800
+    by_user = {f"u{n}": 0 for n in range(7)}
+    for match in found.matches:
+        by_user[f"u{int(match.job_id) % 7}"] += 1
+    assert max(by_user.values()) - min(by_user.values()) <= 1
