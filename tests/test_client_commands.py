@@ -456,6 +456,11 @@ def test_doctor_names_every_check_and_what_to_do(espctl: Espctl, served: Served)
     assert {check["name"] for check in well["checks"]} >= {
         "network", "store", "control_plane", "version", "clock", "key", "agents", "trust",
     }  # fmt: skip
+    linked = espctl("doctor", "--link", "--json").json
+    assert linked["checks"][-1]["name"] == "peer_link"
+    assert "host/host" in linked["checks"][-1]["detail"]
+    refused = espctl("doctor", "--agent", "nobody", "--json").json["checks"][-1]
+    assert (refused["name"], refused["status"]) == ("peer_link", "error")
     espctl.set(ESPCTL_URL="http://127.0.0.1:1")
     ended = espctl("doctor", "--json")
     assert (ended.code, ended.json["status"]) == (ExitCode.UNREACHABLE, "error")

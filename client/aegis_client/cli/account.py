@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from aegis_client.cli.options import Json
+from aegis_client.cli.options import Agent, Json
 
 
 def register(app: typer.Typer) -> None:
@@ -47,8 +47,14 @@ def whoami(as_json: Json = False) -> int:
     return account_work.whoami(as_json=as_json)
 
 
-def doctor(as_json: Json = False) -> int:
+def doctor(
+    link: Annotated[
+        bool, typer.Option("--link", help="Also connect to an agent, which takes a slot of it.")
+    ] = False,
+    agent: Agent = None,
+    as_json: Json = False,
+) -> int:
     """Check settings, store, control, key, clock, agents and network, and say what to mend."""
     from aegis_client.cli import doctor_work
 
-    return doctor_work.doctor(as_json=as_json)
+    return doctor_work.doctor(link=link or agent is not None, agent=agent, as_json=as_json)
