@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -69,7 +70,8 @@ class Demo:
 
     def step(self, name: str, *command: str, expect: int = 0, show: bool = True) -> str:
         """Run a command as a user would, show what it prints, and note its time."""
-        print(f"\n\033[1m$ {' '.join(command)}\033[0m", flush=True)
+        words = shlex.join(command)
+        print(f"\n\033[1m$ {words}\033[0m" if sys.stdout.isatty() else f"\n$ {words}", flush=True)
         started = time.monotonic()
         program = subprocess.Popen(
             [str(BIN / command[0]), *command[1:]],
@@ -191,9 +193,10 @@ def _prepared() -> Demo:
         "AEGIS_AGENT_NAME": "demo-agent",
         "AEGIS_SLOTS": "2",
         "AEGIS_DISCOVER_BOARDS": "0",
-        "FORCE_COLOR": "1",
         "COLUMNS": "110",
     }
+    if sys.stdout.isatty():
+        env["FORCE_COLOR"] = "1"  # the programs write to a pipe, and it ends on a terminal
     for name in ("TERM", "VIRTUAL_ENV", "SSL_CERT_FILE", "UV_CACHE_DIR", "PIP_CACHE_DIR"):
         if name in os.environ:
             env[name] = os.environ[name]
