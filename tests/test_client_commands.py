@@ -14,7 +14,7 @@ import pytest
 from aegis_client.exit_codes import ExitCode
 from aegis_protocol import __version__
 from aegis_protocol.errors import ErrorReply
-from aegis_protocol.failures.board import BoardGone, BoardNotFound
+from aegis_protocol.failures.board import BoardGone
 from aegis_protocol.failures.build import BuildFailed, BuildTooLarge
 from aegis_protocol.failures.http import ChannelNotAllowed, RateLimited
 from aegis_protocol.http_api import Reason
@@ -358,12 +358,18 @@ def test_another_chip_is_refused_before_the_flash(
     assert served.agent.flashes == []
 
 
-def test_a_board_that_control_does_not_know_ends_with_6(espctl: Espctl, served: Served) -> None:
-    error = BoardNotFound("there is no board lab9")
-    body = ErrorReply(error=error.body()).model_dump_json().encode()
-    served.control.failures = [(404, body, {})]
-    ended = espctl("monitor", "--board", "lab9", "--timeout", "1", "--json")
-    assert (ended.code, ended.error["code"]) == (ExitCode.BOARD, "board.not_found")
+def test_a_board_that_no_agent_has_and_one_of_another_chip_end_with_6(
+    espctl: Espctl, served: Served, tmp: Path
+) -> None:
+    folder = project(tmp / "p")
+    words = (["monitor", "--board", "lab9"], ["run", folder, "-t", "esp32p4", "--board", "lab9"])
+    for command in words:
+        ended = espctl(*command, "--json")
+        assert (ended.code, ended.error["code"]) == (ExitCode.BOARD, "board.not_found")
+        assert ended.error["facts"]["boards"] == [BOARD.id]
+    ended = espctl("run", folder, "-t", "esp32", "--board", BOARD.id, "--json")
+    assert (ended.code, ended.error["code"]) == (ExitCode.BOARD, "board.chip_mismatch")
+    assert served.control.jobs == {}
 
 
 def test_monitor_ends_well_when_the_pattern_comes_across_pieces(

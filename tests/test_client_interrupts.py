@@ -1,4 +1,4 @@
-"""A build that is interrupted: by Ctrl-C, by a dead agent, by a dead control; and its terminal."""
+"""`espctl` as a process: interrupted, left by its agent or its control, and at a terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import pytest
 from aegis_client.exit_codes import ExitCode
 from client_stand import Served, project
 from fake_agent import APP, Script
-from fake_control import KEY
+from fake_control import BOARD, KEY
 
 TESTS = Path(__file__).parent
 
@@ -43,12 +43,27 @@ def building(
     url: str, tmp: Path, *options: str, stdout: int = subprocess.PIPE
 ) -> Iterator[subprocess.Popen[bytes]]:
     """`espctl build` as a process of its own."""
+    words = ("build", str(project(tmp / "p")), "-t", "esp32p4", *options)
+    with espctl(url, tmp, *words, stdout=stdout) as process:
+        yield process
+
+
+@contextmanager
+def espctl(
+    url: str,
+    tmp: Path,
+    *words: str,
+    stdin: int = subprocess.DEVNULL,
+    stdout: int = subprocess.PIPE,
+) -> Iterator[subprocess.Popen[bytes]]:
     env = {**os.environ, "ESPCTL_URL": url, "MCP_AUTH_SECRET": KEY, "AEGIS_STORE": str(tmp / "s")}
     code = "import sys; from aegis_client.cli import main; sys.exit(main())"
-    folder = project(tmp / "p")
-    command = [sys.executable, "-c", code, "build", str(folder), "-t", "esp32p4", *options]
     with subprocess.Popen(
-        command, env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE
+        [sys.executable, "-c", code, *words],
+        env=env,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
     ) as process:
         try:
             yield process
@@ -161,3 +176,34 @@ def test_the_terminals_size_goes_along_and_its_changes_too(served: Served, tmp: 
     finally:
         os.close(master)
         os.close(slave)
+
+
+def test_keys_go_to_the_board_as_they_are_pressed_and_the_terminal_is_given_back(
+    served: Served, tmp: Path
+) -> None:
+    master, slave = pty.openpty()
+    before = termios.tcgetattr(slave)
+    try:
+        words = ("monitor", "--board", BOARD.id)
+        with espctl(served.control.url, tmp, *words, stdin=slave, stdout=slave) as process:
+            until(lambda: b"boot" in os.read(master, 4096))
+            until(lambda: not termios.tcgetattr(slave)[3] & termios.ECHO)
+            os.write(master, b"help\n")
+            until(lambda: bytes(served.agent.typed) == b"help\r\n")
+            os.write(master, b"\x1d")
+            assert process.wait(10) == 0
+        assert termios.tcgetattr(slave)[3] == before[3]
+    finally:
+        os.close(master)
+        os.close(slave)
+    assert "monitor.close" in served.agent.calls
+
+
+def test_ctrl_c_in_a_monitor_leaves_it(served: Served, tmp: Path) -> None:
+    words = ("monitor", "--board", BOARD.id)
+    with espctl(served.control.url, tmp, *words) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"boot\r\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == ExitCode.INTERRUPTED
+    assert served.agent.ended_jobs == list(served.control.jobs)

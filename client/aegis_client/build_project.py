@@ -168,7 +168,7 @@ async def fetched(
     """Fetch a good build's artifacts and verify the manifest that the agent signed."""
     files = await download(session, report.task.task_id, report.result.artifacts, output, reporter)
     manifest = await asyncio.to_thread(checked_manifest, output, session.agent.key)
-    client.records.fetched(report.task.task_id, str(output))
+    client.records.fetched(report.task.task_id, str(output), manifest)
     return replace(report, output=output, files=tuple(files), manifest=manifest)
 
 

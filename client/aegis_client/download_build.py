@@ -111,9 +111,8 @@ async def download_build(
         folder = _folder(wanted, output)
         files = await download(session, wanted.task_id, chosen, folder, reporter)
         if any(artifact.name == MANIFEST for artifact in chosen) and not names:
-            await asyncio.to_thread(checked_manifest, folder, session.agent.key)
-            if wanted.record is not None:
-                client.records.fetched(wanted.task_id, str(folder))
+            manifest = await asyncio.to_thread(checked_manifest, folder, session.agent.key)
+            client.records.fetched(wanted.task_id, str(folder), manifest)
         return DownloadReport(wanted.task_id, session.agent.name, chosen, folder, tuple(files))
 
 

@@ -66,6 +66,7 @@ ROWS: Final[Mapping[str, ExitCode]] = MappingProxyType(
         "channel.": ExitCode.UNREACHABLE,
         "channel.not_allowed": ExitCode.NOT_PERMITTED,
         "channel.not_granted": ExitCode.NOT_PERMITTED,
+        "command.interrupted": ExitCode.INTERRUPTED,
         "config.": ExitCode.USAGE,
         "console.": ExitCode.BOARD,
         "control.": ExitCode.UNREACHABLE,

@@ -16,6 +16,11 @@ class UrlInsecure(AegisError):
     )
 
 
+class Interrupted(AegisError):
+    code = "command.interrupted"
+    remedy = "What it had started on the agent was canceled: run it again when you want to."
+
+
 class StoreNotFound(AegisError):
     code = "store.not_found"
     remedy = "Set AEGIS_STORE to a folder of yours whose parent exists, or unset it."

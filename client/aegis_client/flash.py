@@ -12,7 +12,7 @@ from typing import Any, Final
 import structlog
 from aegis_protocol.board import Board, BoardWish
 from aegis_protocol.errors import AegisError
-from aegis_protocol.failures.board import BoardNotFound, ChipMismatch
+from aegis_protocol.failures.board import BoardNotFound
 from aegis_protocol.http_api import BoardRow
 from aegis_protocol.rpc import (
     FlashResult,
@@ -23,6 +23,7 @@ from aegis_protocol.rpc import (
     TransferRef,
 )
 
+from aegis_client.board_choice import check_chip, fits
 from aegis_client.build import failure
 from aegis_client.firmware import Firmware
 from aegis_client.paired import requested_with
@@ -94,15 +95,6 @@ def choose_source(
     return FlashSource(task_id=record.task_id), record.agent_id
 
 
-def fits(board: Board, wish: BoardWish) -> bool:
-    """Tell whether `board` is what `wish` asks for."""
-    if wish.id is not None and wish.id != board.id:
-        return False
-    if wish.chip is not None and wish.chip != board.chip:
-        return False
-    return all(board.labels.get(key) == value for key, value in wish.labels.items())
-
-
 def granted_board(session: Session) -> Board:
     """The board that this session holds. Raises BoardNotFound."""
     if not session.boards:
@@ -123,12 +115,8 @@ async def flash(
     Raises ChipMismatch before anything is written, and how the flash failed.
     """
     board = granted_board(session)
-    if board.chip is not None and target and board.chip != target:
-        raise ChipMismatch(
-            f"the firmware is for {target}, and {board.id} is {board.chip}",
-            target=target,
-            chip=board.chip,
-        )
+    if target:
+        check_chip(board, target)
     started = await _started(session, source, board, options)
     try:
         task = await session.task_ended(started.task_id)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from aegis_protocol.manifest import Manifest
 from aegis_protocol.model import Id, UnixSeconds
 from aegis_protocol.rpc import TaskInfo, TaskKind
+from aegis_protocol.states import TaskState
 
 from aegis_client.store import Kept, Store, each
 
@@ -53,11 +55,16 @@ class TaskRecords:
             elf_sha256 = manifest.elf_sha256 if manifest else None
             self.keep(known.model_copy(update={"state": str(task.state), "elf_sha256": elf_sha256}))
 
-    def fetched(self, task_id: str, output: str) -> None:
-        """Note where a build's artifacts were put."""
+    def fetched(self, task_id: str, output: str, manifest: Manifest) -> None:
+        """Note where the artifacts of a build were put, which by its manifest has succeeded."""
         known = self.find(task_id)
         if known is not None:
-            self.keep(known.model_copy(update={"output": output}))
+            update = {
+                "output": output,
+                "state": str(TaskState.SUCCEEDED),
+                "elf_sha256": manifest.elf_sha256,
+            }
+            self.keep(known.model_copy(update=update))
 
     def all(self) -> list[TaskRecord]:
         found = (record for _, record in each(self._store, "tasks", TaskRecord))

@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 
 from aegis_protocol.channels import ChannelName
 
+from aegis_client.board_choice import check_wish
 from aegis_client.build_project import BuildReport, ProjectBuild, build_in, read_project
 from aegis_client.client import Client
 from aegis_client.failures import ProofFailed
@@ -60,6 +61,8 @@ async def run_project(
     board runs something else than what was built.
     """
     project = await read_project(client, wanted.folder, reporter)
+    for board in wish.boards:
+        check_wish((await client.control.boards()).boards, board, wanted.options.target)
     async with client.session(replace(wish, project_key=project.id), reporter) as session:
         built = await build_in(session, client, project, wanted, reporter)
         if built.error is not None:

@@ -10,6 +10,7 @@ from typing import Final
 from aegis_protocol.board import BoardWish
 from aegis_protocol.channels import ChannelName
 
+from aegis_client.board_choice import check_wish
 from aegis_client.build_project import ProjectBuild
 from aegis_client.cli.build_work import shown, summary
 from aegis_client.cli.opened import with_client
@@ -49,7 +50,8 @@ def flash(
         wanted = board
         if board.id is None and board.chip is None:
             wanted = board.model_copy(update={"chip": firmware.target})
-        rows = (await client.control.boards()).boards if firmware.record is not None else ()
+        rows = (await client.control.boards()).boards
+        check_wish(rows, wanted, firmware.target)
         source, builder = choose_source(firmware, wanted, rows)
         channels = [ChannelName.ESPCTL]
         if source.bundle is not None:
@@ -94,6 +96,7 @@ def monitor(
     )
 
     async def work(client: Client) -> None:
+        check_wish((await client.control.boards()).boards, board, None)
         leave = asyncio.Event()
         with LiveReporter(out, log_stream(out, None), stamps(timestamps)) as reporter:
             async with client.session(wish, reporter) as session:

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import BinaryIO, Final
 
 from aegis_protocol.http_api import Reason
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from aegis_client.cli.output import Output
 from aegis_client.timestamps import Timestamps
@@ -30,8 +30,8 @@ class LiveReporter:
 
     def __init__(self, out: Output, log: BinaryIO | None, stamps: Timestamps | None = None) -> None:
         self._out, self._log, self._stamps = out, log, stamps
-        self._bars: Progress | None = None
-        self._ids: dict[str, TaskID] = {}
+        self._shown: _Bar | None = None
+        self._finished: set[str] = set()
         self._reasons: tuple[Reason, ...] = ()
         self._shows_bars = out.talks and out.stderr.is_terminal
 
@@ -67,12 +67,13 @@ class LiveReporter:
         if self._log is not None and phase.split()[0] not in BAR_PHASES:
             # The log itself shows how the build goes; a bar would be drawn into its lines.
             return
-        bars = self._started()
-        if phase not in self._ids:
-            self._ids[phase] = bars.add_task(phase, total=total or None, detail="")
-        bars.update(self._ids[phase], completed=done, total=total or None, detail=detail[:60])
+        if done == 0:
+            self._finished.discard(phase)  # it begins anew, as for the next image
         if total and done >= total:
             self.clear()
+            self._finished.add(phase)
+        elif phase not in self._finished:
+            self._bar(phase).update(done, total, detail)
 
     async def console(self, data: bytes) -> None:
         await self.output(data if self._stamps is None else self._stamps.feed(data))
@@ -97,24 +98,40 @@ class LiveReporter:
         self._out.note(text)
 
     def clear(self) -> None:
-        """Take the bars away, so that the log has the screen for itself."""
-        if self._bars is not None:
-            self._bars.stop()
-            self._bars, self._ids = None, {}
+        """Take the bar away, so that the log has the screen for itself."""
+        if self._shown is not None:
+            self._shown.stop()
+            self._shown = None
 
-    def _started(self) -> Progress:
-        if self._bars is None:
-            self._bars = Progress(
-                TextColumn("{task.description:<9}"),
-                BarColumn(bar_width=30),
-                TextColumn("{task.percentage:>3.0f} %"),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[detail]}", style="dim", markup=False),
-                console=self._out.stderr,
-                transient=True,
-            )
-            self._bars.start()
-        return self._bars
+    def _bar(self, phase: str) -> _Bar:
+        if self._shown is None or self._shown.phase != phase:
+            self.clear()
+            self._shown = _Bar(phase, self._out)
+        return self._shown
+
+
+class _Bar:
+    """One phase; there is never more than one bar on the screen."""
+
+    def __init__(self, phase: str, out: Output) -> None:
+        self.phase = phase
+        self._progress = Progress(
+            TextColumn("{task.description:<9}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[detail]}", style="dim", markup=False),
+            console=out.stderr,
+            transient=True,
+        )
+        self._task = self._progress.add_task(phase, total=None, detail="")
+        self._progress.start()
+
+    def update(self, done: int, total: int, detail: str) -> None:
+        self._progress.update(self._task, completed=done, total=total or None, detail=detail[:60])
+
+    def stop(self) -> None:
+        self._progress.stop()
 
 
 def log_stream(out: Output, wanted: bool | None) -> BinaryIO | None:

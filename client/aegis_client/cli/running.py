@@ -19,6 +19,7 @@ from aegis_protocol.errors import AegisError
 
 from aegis_client.cli.output import Output
 from aegis_client.exit_codes import ExitCode, exit_code
+from aegis_client.failures import Interrupted
 from aegis_client.terminal import give_back
 
 LEAVE_WITHIN_S: Final = 5.0
@@ -35,10 +36,12 @@ def run(out: Output, work: Callable[[], Coroutine[Any, Any, ExitCode | None]]) -
     try:
         return asyncio.run(_signalled(work, signals)) or ExitCode.OK
     except AegisError as exc:
+        if signals.code is not None:
+            return _interrupted(out, signals.code)
         out.error(exc)
         return exit_code(exc.code)
     except (KeyboardInterrupt, asyncio.CancelledError):
-        return signals.code or ExitCode.INTERRUPTED
+        return _interrupted(out, signals.code or ExitCode.INTERRUPTED)
     except BrokenPipeError:
         # Whoever read our output has left: there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -88,6 +91,12 @@ class _Signals:
         self._timer.daemon = True
         self._timer.start()
         task.cancel()
+
+
+def _interrupted(out: Output, code: ExitCode) -> ExitCode:
+    if out.json:
+        out.error(Interrupted("the command was interrupted"))
+    return code
 
 
 def _leave(code: ExitCode) -> None:
