@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from aegis_control import cli
+from aegis_control.local_socket import listening
 from aegis_protocol import __version__
-from control_fixtures import FakeAgent, board
+from control_fixtures import FakeAgent, bench, board
+from structlog.testing import capture_logs
 
-WITHIN_S = 20.0
+WITHIN_S = 60.0
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """A control in this process must not log into what a command prints."""
+    with capture_logs():
+        yield
 
 
 @dataclass
@@ -34,7 +45,7 @@ class Ended:
 
 
 async def run(folder: Path, *words: str, **environment: str) -> Ended:
-    """Run `aegis-control` with a clean environment."""
+    """Run `aegis-control` as a process with an environment of its own."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "aegis_control", *words),
         env=_environment(folder, environment),
@@ -45,6 +56,26 @@ async def run(folder: Path, *words: str, **environment: str) -> Ended:
     async with asyncio.timeout(WITHIN_S):
         out, err = await process.communicate()
     return Ended(process.returncode or 0, out.decode(), err.decode())
+
+
+async def call(folder: Path, *words: str, **environment: str) -> Ended:
+    """Run the same in a thread of this process, which is much sooner done."""
+
+    def called() -> Ended:
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                cli.main()
+            except SystemExit as exc:
+                code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
+        return Ended(code, out.getvalue(), err.getvalue())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["aegis-control", *words])
+        for name, value in _environment(folder, environment).items():
+            patch.setenv(name, value)
+        async with asyncio.timeout(WITHIN_S):
+            return await asyncio.to_thread(called)
 
 
 def _environment(folder: Path, more: dict[str, str]) -> dict[str, str]:
@@ -89,12 +120,12 @@ async def served(folder: Path, **environment: str) -> AsyncIterator[Serving]:
 
 
 async def test_an_agent_is_listed_with_nothing_to_configure(tmp: Path) -> None:
-    async with served(tmp) as control, aiohttp.ClientSession() as session:
-        empty = await run(tmp, "list-agents")
+    async with bench(tmp / "s") as b:
+        empty = await call(tmp, "list-agents")
         assert (empty.code, empty.err) == (0, "")
         assert "enroll-token create" in empty.out
-        token = (await run(tmp, "enroll-token", "create")).out.strip()
-        agent = FakeAgent(session, control.base_url, name="bench", boards=(board("p4-1"),))
+        token = (await call(tmp, "enroll-token", "create")).out.strip()
+        agent = b.machine("bench", boards=(board("p4-1"),))
         await agent.enroll(token)
         await agent.link()
 
@@ -124,21 +155,21 @@ async def test_an_agent_is_listed_with_nothing_to_configure(tmp: Path) -> None:
 
 
 async def test_keys_are_made_listed_and_revoked_by_command_and_by_url(tmp: Path) -> None:
-    async with served(tmp) as control:
-        made = (await run(tmp, "keys", "create", "--role", "operator", "--json")).data
-        remote = ("--url", control.base_url)
+    async with bench(tmp / "s") as b:
+        made = (await call(tmp, "keys", "create", "--role", "operator", "--json")).data
+        remote = ("--url", b.base_url)
         elsewhere = {"AEGIS_STATE_DIR": str(tmp / "nothing"), "AEGIS_OPERATOR_KEY": made["key"]}
-        listed = await run(tmp, "keys", "list", "--json", *remote, **elsewhere)
+        listed = await call(tmp, "keys", "list", "--json", *remote, **elsewhere)
         assert made["id"] in [row["id"] for row in listed.data["keys"]]
         (tmp / "key").write_text(made["key"])
         by_file = ("--key-file", str(tmp / "key"), *remote)
-        revoked = await run(tmp, "keys", "revoke", made["id"], *by_file)
+        revoked = await call(tmp, "keys", "revoke", made["id"], *by_file)
         assert revoked.code == 0
-        refused = await run(tmp, "keys", "list", "--json", *remote, **elsewhere)
+        refused = await call(tmp, "keys", "list", "--json", *remote, **elsewhere)
         assert refused.code == 7
         assert json.loads(refused.err)["error"]["code"] == "auth.key_wrong"
         assert made["key"] not in refused.err
-        unnamed = await run(tmp, "keys", "list", *remote)
+        unnamed = await call(tmp, "keys", "list", *remote)
         assert (unnamed.code, "AEGIS_OPERATOR_KEY" in unnamed.err) == (7, True)
 
 
@@ -176,10 +207,8 @@ async def test_a_signal_ends_it_soon_and_cleanly_even_with_streams_and_links_ope
         assert "Traceback" not in err.decode()
 
 
-async def test_a_bad_setting_a_held_folder_and_a_missing_control_end_with_one_line_each(
-    tmp: Path,
-) -> None:
-    async with served(tmp):
+async def test_a_bad_setting_and_a_held_folder_end_with_one_line_each(tmp: Path) -> None:
+    async with bench(tmp / "s"):
         bad, held = await asyncio.gather(
             run(tmp, "serve", ALLOWED_ORIGINS="https://a.example/"),
             run(tmp, "serve", "--listen", "127.0.0.1:0"),
@@ -187,32 +216,44 @@ async def test_a_bad_setting_a_held_folder_and_a_missing_control_end_with_one_li
         assert (bad.code, held.code) == (3, 4)
         assert "ALLOWED_ORIGINS" in bad.err and "[config.invalid]" in bad.err
         assert "[control.state_dir_busy]" in held.err
-    missing = await run(tmp, "list-agents", "--json")
-    assert missing.code == 6
-    assert json.loads(missing.err)["error"]["code"] == "control.unreachable"
-    for ended in (bad, held, missing):
-        assert "Traceback" not in ended.err
-        assert ended.out == ""
-    plain = await run(tmp, "list-agents", "--url", "http://127.0.0.1:9", AEGIS_OPERATOR_KEY="x")
+        for ended in (bad, held):
+            assert "Traceback" not in ended.err
+            assert ended.out == ""
+
+
+async def test_a_control_that_is_not_there_is_named_with_what_to_do(tmp: Path) -> None:
+    missing = await call(tmp, "list-agents", "--json")
+    assert (missing.code, missing.out) == (6, "")
+    error = json.loads(missing.err)["error"]
+    assert error["code"] == "control.unreachable"
+    assert "aegis-control serve" in error["remedy"]
+    (tmp / "s").mkdir()
+    with listening(tmp / "s" / "control.sock"):  # there, but nobody accepts
+        deaf = await call(tmp, "list-agents")
+    assert (deaf.code, "[control.unreachable]" in deaf.err) == (6, True)
+    plain = await call(tmp, "list-agents", "--url", "http://127.0.0.1:9", AEGIS_OPERATOR_KEY="x")
     assert (plain.code, "[control.unreachable]" in plain.err) == (6, True)
 
 
-async def test_the_version_the_settings_and_a_wrong_word_are_answered_without_a_control(
-    tmp: Path,
-) -> None:
-    version, config, wrong, validated = await asyncio.gather(
-        run(tmp, "--version"),
-        run(tmp, "config", "show", "--json", MCP_AUTH_SECRET="tell-nobody"),
-        run(tmp, "nonsense"),
-        run(tmp, "config", "validate", AEGIS_LISTEN="nowhere"),
-    )
+async def test_the_version_and_the_settings_need_no_control(tmp: Path) -> None:
+    version = await call(tmp, "--version")
     assert version.out == f"aegis-control {__version__}\n"
+    config = await call(tmp, "config", "show", "--json", MCP_AUTH_SECRET="tell-nobody")
     assert config.code == 0
     assert "tell-nobody" not in config.out
-    assert wrong.code == 2
+    validated = await call(tmp, "config", "validate", AEGIS_LISTEN="nowhere")
     assert (validated.code, "AEGIS_LISTEN" in validated.err) == (3, True)
+    good = await call(tmp, "config", "validate", "--json")
+    assert (good.code, good.data) == (0, {"status": "ok", "unknown": []})
 
 
-@pytest.mark.parametrize("words", [("keys", "create", "--role", "king"), ("keys",)])
+@pytest.mark.parametrize(
+    "words", [("keys", "create", "--role", "king"), ("keys",), ("nonsense",), ("serve", "--fast")]
+)
 async def test_a_wrong_command_line_is_two(tmp: Path, words: tuple[str, ...]) -> None:
-    assert (await run(tmp, *words)).code == 2
+    assert (await call(tmp, *words)).code == 2
+
+
+async def test_a_limit_that_makes_no_sense_is_refused_before_control_is_asked(tmp: Path) -> None:
+    wrong = await call(tmp, "keys", "create", "--role", "builder", "--limit", "colours=red")
+    assert (wrong.code, "[request.invalid]" in wrong.err) == (9, True)

@@ -271,8 +271,7 @@ async def test_a_body_that_never_ends_is_not_waited_for(tmp: Path) -> None:
 async def test_a_store_that_does_not_answer_is_a_503(tmp: Path) -> None:
     async with bench(tmp / "s") as b:
         client = b.client()
-        with contextlib.closing(sqlite3.connect(tmp / "s" / "control.db")) as damage:
-            damage.executescript("DROP TABLE keys; DROP TABLE idempotency; DROP TABLE jobs")
+        await asyncio.to_thread(_damage, tmp / "s" / "control.db")
         health = await client.ask("GET", "/health")
         assert (health.status, health.body["status"]) == (503, "error")
         answer = await client.ask("GET", "/jobs")
@@ -304,6 +303,11 @@ _NOT_SERVED = {"config.py", "issuer.py", "state_dir.py", "serve.py", "cli.py"}
 
 def _required(model: type[BaseModel]) -> bool:
     return any(field.is_required() for field in model.model_fields.values())
+
+
+def _damage(database: Path) -> None:
+    with contextlib.closing(sqlite3.connect(database)) as damage:
+        damage.executescript("DROP TABLE keys; DROP TABLE idempotency; DROP TABLE jobs")
 
 
 def _self_signed(folder: Path) -> tuple[Path, Path]:

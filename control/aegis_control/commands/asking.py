@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeAlias, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
-import aiohttp
 import typer
-from aegis_protocol.errors import ErrorReply, from_body
-from aegis_protocol.failures.http import ControlAnswerInvalid, ControlUnreachable, KeyMissing
+from aegis_protocol.failures.http import ControlAnswerInvalid, KeyMissing
 from pydantic import BaseModel, ValidationError
 
 from aegis_control.config import load
-from aegis_control.local_socket import short_path
 from aegis_control.state_dir import StateDir
 
 Model = TypeVar("Model", bound=BaseModel)
-
-_TIMEOUT: Final = aiohttp.ClientTimeout(total=30, connect=10)
 
 Url: TypeAlias = Annotated[
     str | None,
@@ -54,28 +48,13 @@ class Asking:
         self._ask("DELETE", path, None)
 
     def _ask(self, method: str, path: str, body: Any) -> bytes:
-        return asyncio.run(self._asked(method, path, body))
+        # imported here: an HTTP client takes long to load, and a wrong word needs none
+        from aegis_control.commands import exchange
 
-    async def _asked(self, method: str, path: str, body: Any) -> bytes:
         if self._url is not None:
-            headers = {"Authorization": f"Bearer {self._key()}"}
-            return await _exchange(None, method, self._url + path, body, headers)
+            return exchange.by_url(self._url, self._key(), method, path, body)
         state = StateDir(load(state_dir=self._state_dir).config.state_dir)
-        try:
-            with short_path(state.socket) as short:
-                connector = aiohttp.UnixConnector(path=short)
-                return await _exchange(connector, method, f"http://control{path}", body, {})
-        except FileNotFoundError as exc:
-            raise _not_running(state) from exc
-        except PermissionError as exc:
-            raise ControlUnreachable(
-                f"{state.path} belongs to another user",
-                remedy="Run this as root or as control's user, or use --url with an operator key.",
-            ) from exc
-        except ControlUnreachable as exc:
-            if isinstance(exc.__cause__, aiohttp.ClientConnectorError):
-                raise _not_running(state) from exc
-            raise
+        return exchange.by_socket(state, method, path, body)
 
     def _key(self) -> str:
         if self._key_file is not None:
@@ -92,43 +71,8 @@ class Asking:
         return key
 
 
-async def _exchange(
-    connector: aiohttp.BaseConnector | None,
-    method: str,
-    url: str,
-    body: Any,
-    headers: dict[str, str],
-) -> bytes:
-    try:
-        async with (
-            aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT, trust_env=True) as session,
-            session.request(method, url, json=body, headers=headers) as response,
-        ):
-            content, status = await response.read(), response.status
-    except (aiohttp.ClientError, TimeoutError, ValueError) as exc:
-        raise ControlUnreachable(
-            f"control can't be reached at {url}: {exc or 'no answer'}"
-        ) from exc
-    if status < 400:
-        return content
-    try:
-        raise from_body(ErrorReply.model_validate_json(content).error)
-    except ValidationError as exc:
-        raise ControlAnswerInvalid(f"{url} answered {status} with something else") from exc
-
-
 def _read(content: bytes, model: type[Model]) -> Model:
     try:
         return model.model_validate_json(content)
     except ValidationError as exc:
         raise ControlAnswerInvalid("the answer is none of control's") from exc
-
-
-def _not_running(state: StateDir) -> ControlUnreachable:
-    return ControlUnreachable(
-        f"no control runs with {state.path}",
-        remedy=(
-            "Start `aegis-control serve`, name its folder with --state-dir or AEGIS_STATE_DIR, "
-            "or ask another one with --url."
-        ),
-    )

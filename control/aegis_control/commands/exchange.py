@@ -1,0 +1,72 @@
+"""One request to a control: over its local socket, or over HTTP with an operator key."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Final
+
+import aiohttp
+from aegis_protocol.errors import ErrorReply, from_body
+from aegis_protocol.failures.http import ControlAnswerInvalid, ControlUnreachable
+from pydantic import ValidationError
+
+from aegis_control.local_socket import short_path
+from aegis_control.state_dir import StateDir
+
+_TIMEOUT: Final = aiohttp.ClientTimeout(total=30, connect=10)
+
+
+def by_url(url: str, key: str, method: str, path: str, body: Any) -> bytes:
+    """Ask the control at `url`; raises its own error, ControlUnreachable, ControlAnswerInvalid."""
+    headers = {"Authorization": f"Bearer {key}"}
+    return asyncio.run(_exchange(None, method, url + path, body, headers))
+
+
+def by_socket(state: StateDir, method: str, path: str, body: Any) -> bytes:
+    """Ask the control that runs with `state`; raises as `by_url`."""
+    try:
+        with short_path(state.socket) as short:
+            return asyncio.run(_exchange(short, method, f"http://control{path}", body, {}))
+    except FileNotFoundError as exc:
+        raise _not_running(state) from exc
+    except PermissionError as exc:
+        raise ControlUnreachable(
+            f"{state.path} belongs to another user",
+            remedy="Run this as root or as control's user, or use --url with an operator key.",
+        ) from exc
+    except ControlUnreachable as exc:
+        if isinstance(exc.__cause__, aiohttp.ClientConnectorError):
+            raise _not_running(state) from exc
+        raise
+
+
+async def _exchange(
+    socket: str | None, method: str, url: str, body: Any, headers: Mapping[str, str]
+) -> bytes:
+    connector = None if socket is None else aiohttp.UnixConnector(path=socket)
+    try:
+        async with (
+            aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT, trust_env=True) as session,
+            session.request(method, url, json=body, headers=headers) as response,
+        ):
+            content, status = await response.read(), response.status
+    except (aiohttp.ClientError, TimeoutError, ValueError) as exc:
+        why = str(exc) or "no answer in time"
+        raise ControlUnreachable(f"control can't be reached at {url}: {why}") from exc
+    if status < 400:
+        return content
+    try:
+        raise from_body(ErrorReply.model_validate_json(content).error)
+    except ValidationError as exc:
+        raise ControlAnswerInvalid(f"{url} answered {status} with something else") from exc
+
+
+def _not_running(state: StateDir) -> ControlUnreachable:
+    return ControlUnreachable(
+        f"no control runs with {state.path}",
+        remedy=(
+            "Start `aegis-control serve`, name its folder with --state-dir or AEGIS_STATE_DIR, "
+            "or ask another one with --url."
+        ),
+    )
