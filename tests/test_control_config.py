@@ -65,6 +65,8 @@ def test_empty_is_unset(etc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("ALLOWED_ORIGINS", "https://a.example/app", "more than scheme"),
         ("ALLOWED_ORIGINS", "https://user@a.example", "more than scheme"),
         ("ALLOWED_ORIGINS", "https://A.example", "upper-case"),
+        ("ALLOWED_ORIGINS", "https://a.example:443", "default port"),
+        ("ALLOWED_ORIGINS", "https://a.example:port", "port"),
         ("ALLOWED_ORIGINS", "https://ok.example, null", "no origin"),
         ("ALLOWED_CHANNELS", "espctl,telnet", "telnet"),
         ("AEGIS_LISTEN", "8470", "host:port"),
@@ -107,6 +109,25 @@ def test_a_line_that_is_no_setting_is_named_by_number_and_not_shown(etc: Path) -
         load()
     assert "line 3" in refused.value.message
     assert "without a name" not in str(refused.value.body())
+
+
+def test_a_file_of_another_user_is_passed_over_and_named(
+    etc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (etc / "secrets.env").write_text("MCP_AUTH_SECRET=x\n")
+    (etc / "control.env").write_text("AEGIS_LOG=debug\n")
+    read = Path.read_text
+
+    def refused(path: Path, *args: Any, **more: Any) -> str:
+        # root may read everything: the kernel's answer to others is played here
+        if path.name == "secrets.env":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path, *args, **more)
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    loaded = load()
+    assert loaded.unreadable == (str(etc / "secrets.env"),)
+    assert (loaded.config.log, loaded.config.mcp_secrets) == ("debug", ())
 
 
 def test_a_setting_that_control_does_not_know_is_told(etc: Path) -> None:

@@ -74,8 +74,11 @@ def serve(
     from aegis_control import serve as server
     from aegis_control.config import load
 
-    config = load(listen=listen, state_dir=state_dir, public_base_url=public_base_url).config
+    loaded = load(listen=listen, state_dir=state_dir, public_base_url=public_base_url)
+    config = loaded.config
     log.configure(config.log)
+    for path in loaded.unreadable:
+        log.get_logger("serve").info("config.file_unreadable", file=path)
     os.umask(0o077)
 
     def announce(served: server.Served) -> None:

@@ -235,7 +235,9 @@ class Loaded:
     config: ControlConfig
     origins: Mapping[str, str]
     unknown: tuple[str, ...]
-    """`NAME in FILE` of lines that are no setting of control, agent or client."""
+    """`NAME in FILE` of lines in control.env that are no setting of control."""
+    unreadable: tuple[str, ...]
+    """Files that this user may not read: under systemd they come by the environment."""
 
 
 def env_names() -> dict[str, str]:
@@ -252,7 +254,13 @@ def load(**options: Any) -> Loaded:
     folder = Path(os.environ.get("AEGIS_CONFIG_DIR") or "/etc/aegis")
     files = [folder / "control.env", folder / "secrets.env"]
     layers = [("environment", dict(os.environ))]
-    layers += [(str(path), read_env_file(path)) for path in files]
+    unreadable = []
+    for path in files:
+        try:
+            layers.append((str(path), read_env_file(path)))
+        except PermissionError:
+            layers.append((str(path), {}))
+            unreadable.append(str(path))
     given: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for field, name in env_names().items():
@@ -275,7 +283,7 @@ def load(**options: Any) -> Loaded:
         for name in values
         if name not in known
     ]
-    return Loaded(config, origins, tuple(unknown))
+    return Loaded(config, origins, tuple(unknown), tuple(unreadable))
 
 
 def read_env_file(path: Path) -> dict[str, str]:
@@ -283,12 +291,15 @@ def read_env_file(path: Path) -> dict[str, str]:
     Return the `NAME=value` lines of `path`; nothing when the file is not there.
 
     Blank lines and lines that begin with # are skipped; one pair of quotes around a value is taken
-    off, as systemd does. Raises ConfigInvalid with the line's number, never with its text.
+    off, as systemd does. Raises ConfigInvalid with the line's number, never with its text, and
+    PermissionError when the file is not for this user.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return {}
+    except PermissionError:
+        raise
     except (OSError, UnicodeDecodeError) as exc:
         why = exc.strerror if isinstance(exc, OSError) else "not UTF-8"
         raise ConfigInvalid(f"{path} can't be read: {why}", path=str(path)) from exc
@@ -318,6 +329,8 @@ def check_origin(origin: str) -> None:
         raise ValueError(f"{origin!r} ends with a slash: write {origin.rstrip('/')}")
     if origin != f"{parts.scheme}://{parts.netloc}" or "@" in parts.netloc:
         raise ValueError(f"{origin!r} has more than scheme, host and port")
+    if (parts.scheme, parts.port) in (("http", 80), ("https", 443)):
+        raise ValueError(f"{origin!r} has the default port, which browsers leave out")
     if origin != origin.lower():
         raise ValueError(f"{origin!r} has upper-case letters: browsers send {origin.lower()}")
 

@@ -35,8 +35,11 @@ def validate(as_json: Json = False) -> None:
     """Say what is wrong with the settings; exits 0 when nothing is."""
     loaded = load()
     if as_json:
-        typer.echo(json.dumps({"status": "ok", "unknown": list(loaded.unknown)}))
+        found = {"unknown": list(loaded.unknown), "unreadable": list(loaded.unreadable)}
+        typer.echo(json.dumps({"status": "ok", **found}))
         return
+    for path in loaded.unreadable:
+        typer.echo(f"not readable for this user: {path}", err=True)
     for line in loaded.unknown:
         typer.echo(f"not a setting of control: {line}", err=True)
     typer.echo("The settings are good.")
