@@ -148,6 +148,18 @@ def test_a_download_comes_later_and_only_to_its_owner(
     assert not (tmp_path / "x" / "manifest.json").exists()
 
 
+def test_a_build_that_was_left_is_watched_from_its_beginning_by_whoever_comes_back(
+    house: tuple[Stand, Client], tmp_path: Path
+) -> None:
+    _, client = house
+    project = copy_project("hello", tmp_path)
+    words = ("build", str(project), "--target", "esp32p4", "--detach", "--json")
+    job = client(*words).expect().json["job_id"]
+    attached = client("attach", job, "--output", str(tmp_path / "out")).expect()
+    assert "Processing esp32p4" in attached.out
+    assert (tmp_path / "out" / "manifest.json").exists()
+
+
 def test_a_gcc_error_has_its_colours_and_a_resize_reaches_the_build(
     house: tuple[Stand, Client], tmp_path: Path
 ) -> None:

@@ -95,8 +95,10 @@ def check_plan(plan: SourcePlan) -> None:
         if path in leaves:
             raise PathUnsafe(f"{_shown(path)} is named twice", path=_shown(path))
         leaves.add(path)
+    links = {link.path for link in plan.links}
     for link in plan.links:
         checked_link(link.path, link.target)
+        _check_way_back(link, links)
     for path in leaves:
         parent = path
         while "/" in parent:
@@ -139,6 +141,27 @@ def unpack_bitmap(data: bytes, count: int) -> list[bool]:
     if len(data) != (count + 7) // 8:
         raise ValueError("bitmap of the wrong length")
     return [bool(data[n // 8] >> (n % 8) & 1) for n in range(count)]
+
+
+def _check_way_back(link: SourceLink, links: set[str]) -> None:
+    """
+    Raise `SymlinkUnsafe` when a `..` in the target comes right after another link.
+
+    There it means the parent of what that link points to, which may lie outside: with
+    `here -> .`, `here/..` is the folder above the project.
+    """
+    parts = link.path.split("/")[:-1]
+    for part in link.target.split("/"):
+        if part in ("", "."):
+            continue
+        if part != "..":
+            parts.append(part)
+            continue
+        if "/".join(parts) in links:
+            raise SymlinkUnsafe(
+                f"{_shown(link.path)} goes back through another link", path=_shown(link.path)
+            )
+        parts.pop()
 
 
 def _fault(path: str) -> str | None:
