@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aegis_protocol.actions import Action
 from aegis_protocol.control_link import Facts, ToControl
 from aegis_protocol.errors import AegisError
-from aegis_protocol.failures.board import BoardBusy, ImageInvalid
+from aegis_protocol.failures.board import FlashCanceled, ImageInvalid
 from aegis_protocol.failures.http import BadRequest
 from aegis_protocol.ids import new_id
 from aegis_protocol.manifest import Manifest
@@ -25,6 +27,7 @@ from aegis_protocol.rpc import (
 from aegis_agent.boards import BoardDevice, Console, FlashJob
 from aegis_agent.build_work import source_port
 from aegis_agent.flash_bundle import MAX_BUNDLE_BYTES, FlashImages, unpack
+from aegis_agent.sandbox.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from aegis_agent.jobs import Job
@@ -33,50 +36,59 @@ if TYPE_CHECKING:
 
 
 async def start_flash(session: PeerSession, wish: FlashStartParams) -> FlashStartResult:
-    """Begin to write a build, or a bundle that the client sends, to a board of the job."""
+    """
+    Begin to write a build, or a bundle that the client sends, to a board of the job.
+
+    What is known to be wrong without touching the board is raised, and nothing begun.
+    """
     job = session.job
     device = session.services.boards.device(wish.board_id, job.job_id)
     if (wish.task_id is None) == (wish.bundle is None):
         raise BadRequest("flash.start takes either task_id or bundle")
-    if any(
-        task.kind == "flash" and task.board_id == wish.board_id and not task.over
-        for task in job.tasks.values()
-    ):
-        raise BoardBusy(f"{wish.board_id} is being flashed")
-    if wish.bundle is not None:
-        flash = await _from_bundle(session, wish, wish.bundle)
-    else:
-        assert wish.task_id is not None
-        flash = _from_results(session, wish, wish.task_id)
+    folder = job.folder / new_id()
+    try:
+        if wish.bundle is not None:
+            flash = await _from_bundle(session, wish, wish.bundle, folder)
+        else:
+            assert wish.task_id is not None
+            flash = _from_results(session, wish, wish.task_id)
+        device.check(flash)
+    except BaseException:
+        await _removed(folder)
+        raise
     task = job.new_task("flash", spool=None, board_id=wish.board_id)
-    job.run(task, _flash(job, task, device, flash, session.services.tell_control))
+    job.run(task, _flash(job, task, device, flash, folder, session.services.tell_control))
     return FlashStartResult(task_id=task.task_id)
 
 
 async def open_monitor(session: PeerSession, wish: MonitorOpenParams) -> MonitorOpenResult:
-    """Open a board's console, or join the one that the job has open already."""
+    """
+    Open a board's console, or join the one that the job has open already, at whatever rate.
+
+    A console that was opened for a reset that can't be is closed again.
+    """
     job = session.job
     device = session.services.boards.device(wish.board_id, job.job_id)
-    task = next(
-        (
-            task
-            for task in job.tasks.values()
-            if task.kind == "monitor" and task.board_id == wish.board_id and not task.over
-        ),
-        None,
-    )
-    if task is None:
-        console = await device.open_console(baud=wish.baud, spool_dir=job.folder / new_id())
-        task = job.new_task("monitor", spool=console.spool, board_id=wish.board_id)
-        task.type = console.write
-        job.run(task, _watch(task, console))
+    async with device.console_lock:
+        task = _open_monitor_of(job, wish.board_id)
+        is_new = task is None
+        if task is None:
+            console = await device.open_console(baud=wish.baud, spool_dir=job.folder / new_id())
+            task = job.new_task("monitor", spool=console.spool, board_id=wish.board_id)
+            task.type = console.write
+            job.run(task, _watch(task, console))
     assert task.stream is not None
     assert task.spool is not None
-    if wish.write and Action.CONSOLE_WRITE in session.actions and task.writer is None:
-        task.writer = session
     offset = task.spool.end_offset
     if wish.reset:
-        await device.reset()
+        try:
+            await device.reset()
+        except AegisError:
+            if is_new:
+                await job.cancel(task)
+            raise
+    if wish.write and Action.CONSOLE_WRITE in session.actions and task.writer is None:
+        task.writer = session
     return MonitorOpenResult(
         task_id=task.task_id,
         stream=task.stream,
@@ -85,11 +97,23 @@ async def open_monitor(session: PeerSession, wish: MonitorOpenParams) -> Monitor
     )
 
 
+def _open_monitor_of(job: Job, board_id: str) -> Task | None:
+    return next(
+        (
+            task
+            for task in job.tasks.values()
+            if task.kind == "monitor" and task.board_id == board_id and not task.over
+        ),
+        None,
+    )
+
+
 async def _flash(
     job: Job,
     task: Task,
     device: BoardDevice,
     flash: FlashJob,
+    folder: Path,
     tell_control: Callable[[ToControl], bool],
 ) -> None:
     def progress(phase: str, done: int, total: int, detail: str = "") -> None:
@@ -106,6 +130,11 @@ async def _flash(
     except AegisError as exc:
         task.fail(exc)
         return
+    except asyncio.CancelledError:
+        task.fail(FlashCanceled(f"flashing {task.board_id} was canceled"))
+        raise
+    finally:
+        await _removed(folder)
     task.succeed(flash=result)
     tell_control(
         Facts(
@@ -115,13 +144,17 @@ async def _flash(
     )
 
 
+async def _removed(folder: Path) -> None:
+    await uninterrupted(asyncio.to_thread(shutil.rmtree, folder, True))
+
+
 async def _watch(task: Task, console: Console) -> None:
     task.start()
     try:
         error = await console.wait_closed()
     finally:
         # The port must be closed before the board goes to somebody else.
-        await asyncio.shield(console.close())
+        await uninterrupted(console.close())
     if error is not None:
         task.fail(error)
     else:
@@ -138,19 +171,20 @@ def _from_results(session: PeerSession, wish: FlashStartParams, task_id: str) ->
 
 
 async def _from_bundle(
-    session: PeerSession, wish: FlashStartParams, bundle: TransferRef
+    session: PeerSession, wish: FlashStartParams, bundle: TransferRef, folder: Path
 ) -> FlashJob:
     port = source_port(session)
     if bundle.size_bytes > MAX_BUNDLE_BYTES:
         raise ImageInvalid("the bundle is larger than any board's flash")
-    archive = session.job.folder / f"{new_id()}.tar.gz"
-    await port.receive_to(
-        bundle.transfer, archive, size_bytes=bundle.size_bytes, sha256=bundle.sha256
-    )
+    archive = session.services.incoming / f"{new_id()}.tar.gz"
     try:
-        manifest, images = await asyncio.to_thread(unpack, archive, session.job.folder / new_id())
+        await port.receive_to(
+            bundle.transfer, archive, size_bytes=bundle.size_bytes, sha256=bundle.sha256
+        )
+        manifest, images = await uninterrupted(asyncio.to_thread(unpack, archive, folder))
     finally:
-        archive.unlink(missing_ok=True)
+        for name in (archive, archive.with_name(f"{archive.name}.part")):
+            name.unlink(missing_ok=True)
     return _job(manifest, images, wish)
 
 

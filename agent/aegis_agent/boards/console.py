@@ -1,248 +1,224 @@
 """
 A board's console: what it prints goes to a spool, what is typed goes to it.
 
-One thread per open port reads and writes; the loop hears of it by `call_soon_threadsafe`. A port
-that vanishes (a board that re-enumerates on reset) is waited for; a flash pauses the console and
-gives it back.
+A port that vanishes (a board that re-enumerates on reset) is waited for and opened again, wherever
+it comes back; a flash pauses the console and gives it back.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import queue
-import threading
+import enum
 import time
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 import structlog
 from aegis_links.spool import Spool
 from aegis_protocol.errors import AegisError
 from aegis_protocol.failures.board import BoardError, BoardGone
+from aegis_protocol.failures.source import DiskFull
 
 from aegis_agent.boards import ports
+from aegis_agent.boards.pump import Pump, Typed
+from aegis_agent.sandbox.uninterrupted import uninterrupted
 
 log = structlog.get_logger()
 
-_READ_BYTES: Final = 4096
-_BACKLOG: Final = 64
-_TYPED: Final = 256
-_RETURN_DEADLINE_S: Final = 20.0
+RETURN_DEADLINE_S: Final = 20.0
 _RETRY_S: Final = 0.25
+_RESET_DEADLINE_S: Final = 10.0
+
+
+class ConsoleState(enum.Enum):
+    """closed is the end; away: the port went by itself and is waited for."""
+
+    OPEN = "open"
+    PAUSED = "paused"
+    AWAY = "away"
+    CLOSED = "closed"
 
 
 class Console:
     """
-    An open console. `spool` holds everything since it was opened.
+    A console that is kept open. `spool` holds everything since it was opened.
+
+    locate             returns the board's port as it is now, or None; it may block
+    return_deadline_s  how long a port that went away is waited for
 
     Use: `await console.start()` (raises when the port can't be opened), then `wait_closed()`.
     """
 
-    def __init__(self, board_id: str, port: str, baud: int, spool: Spool) -> None:
+    def __init__(
+        self,
+        board_id: str,
+        locate: Callable[[], str | None],
+        baud: int,
+        spool: Spool,
+        *,
+        return_deadline_s: float = RETURN_DEADLINE_S,
+    ) -> None:
         self.board_id = board_id
         self.spool = spool
         self.baud = baud
-        self._port = port
-        self._typed: queue.Queue[bytes] = queue.Queue(_TYPED)
-        self._room = threading.BoundedSemaphore(_BACKLOG)
-        self._pump: _Pump | None = None
+        self.state = ConsoleState.CLOSED
+        self._locate = locate
+        self._return_deadline_s = return_deadline_s
+        self._typed = Typed()
+        self._pump: Pump | None = None
+        self._port_lock = asyncio.Lock()
         self._changed = asyncio.Event()
-        self._lost: AegisError | None = None
-        self._paused = False
-        self._open_now = asyncio.Event()
+        self._opened = asyncio.Event()
         self._closed = asyncio.Event()
         self._error: AegisError | None = None
-        self._watch: asyncio.Task[None] | None = None
+        self._keeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Open the port, without resetting the board."""
+        """Open the port, without resetting the board. Raises BoardGone, BoardBusy, BoardError."""
         await self._open()
-        self._watch = asyncio.create_task(self._keep(), name=f"console-{self.board_id}")
+        self._keeper = asyncio.create_task(self._keep(), name=f"console-{self.board_id}")
 
     def write(self, data: bytes) -> None:
         """Type `data`; what the board does not take in time is dropped, and logged."""
-        try:
-            self._typed.put_nowait(data)
-        except queue.Full:
+        if not self._typed.put(data):
             log.warning("console.input_dropped", board_id=self.board_id, size_bytes=len(data))
 
     async def reset(self) -> None:
-        """Reset the board with the console open, so that nothing of its boot is missed."""
+        """
+        Reset the board with the console open, so that nothing of its boot is missed.
+
+        Raises NoResetLines, and BoardGone when the port is not there, or is not taking it.
+        """
         pump = self._pump
         if pump is None:
             raise BoardGone(f"the port of {self.board_id} is not open right now")
-        done = asyncio.get_running_loop().create_future()
-        pump.ask_reset(done)
-        async with asyncio.timeout(5):
-            await done
+        try:
+            async with asyncio.timeout(_RESET_DEADLINE_S):
+                await pump.reset()
+        except TimeoutError as exc:
+            raise BoardGone(f"the port of {self.board_id} does not respond") from exc
 
     async def pause(self) -> None:
         """Close the port so that another program may use it; `resume` opens it again."""
-        self._paused = True
-        await self._close_port()
+        async with self._port_lock:
+            if self.state is not ConsoleState.CLOSED:
+                self._move(ConsoleState.PAUSED)
+                await self._close_port()
 
-    async def resume(self) -> None:
-        """Open the port again, waiting for it if it is not back yet."""
-        self._paused = False
-        self._changed.set()
+    async def resume(self, *, deadline_s: float) -> None:
+        """
+        Open the port again, and wait until it is open: `deadline_s` at most.
+
+        One that stays away longer is still waited for, and ends the console in the end.
+        """
+        async with self._port_lock:
+            if self.state is not ConsoleState.PAUSED:
+                return
+            self._typed.clear()
+            self._move(ConsoleState.AWAY)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_RETURN_DEADLINE_S):
-                await self._open_now.wait()
+            async with asyncio.timeout(deadline_s):
+                await self._opened.wait()
 
     async def wait_closed(self) -> AegisError | None:
         """Return once the console is closed: None, or why it could not be kept."""
         await self._closed.wait()
+        keeper = self._keeper
+        if keeper is not None and keeper.done() and not keeper.cancelled():
+            keeper.result()  # a defect of the keeper is told, not swallowed
         return self._error
 
     async def close(self) -> None:
         """Close the port and finish the spool; doing it twice is harmless."""
-        if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.gather(self._watch, return_exceptions=True)
-        await self._close_port()
-        if not self.spool.finished:
-            self.spool.finish()
-        self._closed.set()
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait([self._keeper])
+        async with self._port_lock:
+            await self._close_port()
+            self._end(None)
 
     async def _keep(self) -> None:
-        """Open the port again whenever it was lost, until it stays away too long."""
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
-            if self._paused or (self._pump is not None and self._lost is None):
-                continue
-            await self._close_port()
-            lost, self._lost = self._lost, None
-            if lost is not None:
-                log.info("console.port_lost", board_id=self.board_id, detail=lost.message)
-            error = await self._reopened()
-            if error is not None:
-                self._error = error
-                self.spool.finish()
-                self._closed.set()
-                return
+        """Open the port again whenever it went away by itself, until it stays away too long."""
+        try:
+            while self.state is not ConsoleState.CLOSED:
+                await self._changed.wait()
+                self._changed.clear()
+                await self._return()
+        finally:
+            self._closed.set()
 
-    async def _reopened(self) -> AegisError | None:
-        deadline = time.monotonic() + _RETURN_DEADLINE_S
-        while True:
-            try:
-                await self._open()
-            except BoardError as exc:
-                if time.monotonic() > deadline:
-                    return exc
-                await asyncio.sleep(_RETRY_S)
-            else:
-                return None
+    async def _return(self) -> None:
+        gives_up_at = time.monotonic() + self._return_deadline_s
+        while self._is_away():
+            # Within the lock: a pause that comes meanwhile finds the port open, or not being tried.
+            async with self._port_lock:
+                if not self._is_away():
+                    return
+                await self._close_port()
+                try:
+                    await self._open()
+                except BoardError as exc:
+                    if time.monotonic() > gives_up_at:
+                        log.info("console.gone", board_id=self.board_id, code=exc.code)
+                        self._end(exc)
+                        return
+                else:
+                    return
+            await asyncio.sleep(_RETRY_S)
+
+    def _is_away(self) -> bool:
+        return self.state is ConsoleState.AWAY
 
     async def _open(self) -> None:
-        device = await asyncio.to_thread(ports.open_port, self._port, self.baud)
         loop = asyncio.get_running_loop()
-        self._pump = _Pump(device, loop, self._typed, self._room, self._heard, self._gone)
-        self._open_now.set()
+
+        def open_now() -> None:
+            port = self._locate()
+            if port is None:
+                raise BoardGone(f"the port of {self.board_id} is not there")
+            device = ports.open_port(port, self.baud)
+            self._pump = Pump(device, loop, self._typed, heard=self._heard, lost=self._lost)
+
+        # Never left halfway: a port that was opened for nobody would stay taken.
+        await uninterrupted(asyncio.to_thread(open_now))
+        assert self._pump is not None
+        self._move(ConsoleState.OPEN)
+        self._pump.start()
 
     async def _close_port(self) -> None:
-        self._open_now.clear()
         pump, self._pump = self._pump, None
         if pump is not None:
-            await asyncio.to_thread(pump.stop)
+            await uninterrupted(asyncio.to_thread(pump.stop))
 
     def _heard(self, data: bytes) -> None:
-        self._room.release()
-        if not self.spool.finished:
+        if self.spool.finished:
+            return
+        try:
             self.spool.append(data)
+        except OSError as exc:
+            log.warning("console.not_spooled", board_id=self.board_id, detail=str(exc))
+            self._end(DiskFull(f"the console's output can't be kept: {exc.strerror}"))
 
-    def _gone(self, pump: _Pump, error: AegisError) -> None:
-        if pump is self._pump:
-            self._lost = error
-            self._changed.set()
+    def _lost(self, pump: Pump, error: AegisError) -> None:
+        if pump is self._pump and self.state is ConsoleState.OPEN:
+            log.info("console.port_lost", board_id=self.board_id, detail=error.message)
+            self._move(ConsoleState.AWAY)
 
-
-class _Pump:
-    """The thread of one open port."""
-
-    def __init__(
-        self,
-        device: Any,
-        loop: asyncio.AbstractEventLoop,
-        typed: queue.Queue[bytes],
-        room: threading.BoundedSemaphore,
-        heard: Any,
-        gone: Any,
-    ) -> None:
-        self._device = device
-        self._loop = loop
-        self._typed = typed
-        self._room = room
-        self._heard = heard
-        self._gone = gone
-        self._stop = threading.Event()
-        self._reset: asyncio.Future[None] | None = None
-        self._thread = threading.Thread(target=self._run, name="console", daemon=True)
-        self._thread.start()
-
-    def ask_reset(self, done: asyncio.Future[None]) -> None:
-        self._reset = done
-
-    def stop(self) -> None:
-        """End the thread and close the port; at most a few seconds (a stuck write)."""
-        self._stop.set()
-        self._thread.join(timeout=5)
-        with contextlib.suppress(Exception):
-            self._device.close()
-
-    def _run(self) -> None:
-        try:
-            while not self._stop.is_set():
-                self._answer_reset()
-                self._read()
-                self._write()
-        except (OSError, TypeError, ValueError, AegisError) as exc:
-            # pyserial raises TypeError when a port is closed under a read.
-            port = str(self._device.port)
-            error = exc if isinstance(exc, AegisError) else ports.named(exc, port)
-            self._say(self._gone, self, error)
-        finally:
-            self._fail_reset()
-
-    def _read(self) -> None:
-        data = self._device.read(max(1, min(_READ_BYTES, self._device.in_waiting)))
-        if not data:
+    def _end(self, error: AegisError | None) -> None:
+        if self.state is ConsoleState.CLOSED and self._closed.is_set():
             return
-        while not self._room.acquire(timeout=0.2):
-            if self._stop.is_set():
-                return
-        self._say(self._heard, bytes(data))
+        self._error = error
+        if not self.spool.finished:
+            self.spool.finish()
+        self._move(ConsoleState.CLOSED)
+        self._closed.set()
 
-    def _write(self) -> None:
-        with contextlib.suppress(queue.Empty):
-            while data := self._typed.get_nowait():
-                self._device.write(data)
-
-    def _answer_reset(self) -> None:
-        done, self._reset = self._reset, None
-        if done is None:
-            return
-        try:
-            ports.pulse_reset(self._device)
-        except AegisError as exc:
-            self._say(_settle, done, exc)
+    def _move(self, to: ConsoleState) -> None:
+        self.state = to
+        if to in (ConsoleState.OPEN, ConsoleState.CLOSED):
+            self._opened.set()
         else:
-            self._say(_settle, done, None)
-
-    def _fail_reset(self) -> None:
-        done, self._reset = self._reset, None
-        if done is not None:
-            self._say(_settle, done, BoardGone("the port went away while it was reset"))
-
-    def _say(self, callback: Any, *args: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
-            self._loop.call_soon_threadsafe(callback, *args)
-
-
-def _settle(done: asyncio.Future[None], error: AegisError | None) -> None:
-    if done.done():
-        return
-    if error is None:
-        done.set_result(None)
-    else:
-        done.set_exception(error)
+            self._opened.clear()
+        if to in (ConsoleState.AWAY, ConsoleState.CLOSED):
+            self._changed.set()

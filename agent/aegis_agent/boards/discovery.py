@@ -1,16 +1,17 @@
-"""Boards on USB: which serial ports look like boards, and under which stable id."""
+"""Boards on USB: which serial ports look like boards, and under which stable key."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any, Final
 
-import serial.tools.list_ports
 import structlog
+from serial.tools import list_ports
 
 log = structlog.get_logger()
 
@@ -29,20 +30,26 @@ class UsbBoard:
 
 
 def usb_boards() -> tuple[UsbBoard, ...]:
-    """The USB serial ports of this machine. Blocks for some milliseconds."""
-    found = []
-    for port in serial.tools.list_ports.comports():
-        if port.vid is None or port.pid is None:
-            continue
+    """
+    The USB serial ports of this machine. Blocks for some milliseconds.
+
+    The key is made of vendor, product and serial number; of the socket, where a board has no
+    serial number, or has that of another one that is there too.
+    """
+    found = [port for port in list_ports.comports() if port.vid is not None]
+    numbers = Counter((port.vid, port.pid, port.serial_number) for port in found)
+    boards = []
+    for port in sorted(found, key=lambda port: str(port.device)):
         number = port.serial_number or ""
-        where = number if number not in _NO_SERIAL else f"at-{port.location or port.name}"
-        key = f"usb-{port.vid:04x}-{port.pid:04x}-{re.sub(r'[^A-Za-z0-9_.:-]', '_', where)}"[:80]
+        is_own = number not in _NO_SERIAL and numbers[port.vid, port.pid, number] == 1
+        where = number if is_own else f"at-{port.location or port.name}"
+        key = f"usb-{port.vid:04x}-{port.pid or 0:04x}-{re.sub(r'[^A-Za-z0-9_.:-]', '_', where)}"
         words = [word for word in (port.manufacturer, port.product) if word]
-        found.append(UsbBoard(key, port.device, " ".join(words)[:200]))
-    return tuple(found)
+        boards.append(UsbBoard(key[:80], port.device, " ".join(words)[:200]))
+    return tuple(boards)
 
 
-async def changes() -> AsyncIterator[None]:
+async def changes() -> AsyncGenerator[None, None]:
     """Yield at once, then whenever serial devices may have changed: events, or every 2 s."""
     changed = asyncio.Event()
     with contextlib.ExitStack() as stack:

@@ -1,25 +1,19 @@
 """
 Writing images to a board: the daemon's side of the esptool worker.
 
-The worker is a process of its own, told what to do on its standard input and heard on its
-standard output, one JSON object a line. It gets a clean folder and environment. The daemon owns
-its time: a deadline for the whole, another for silence (esptool waits for ever when the stub never
-greets). Canceled, it is interrupted, killed after 5 s, and the board is reset.
+The daemon owns the time: a deadline for the whole, and one for silence in each phase (esptool
+waits for ever when the stub never greets). The worker has ended when this returns or raises;
+bringing a board that was left in its loader back to life is the caller's.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
-import signal
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Final
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, assert_never
 
 import structlog
 from aegis_protocol.errors import AegisError
@@ -29,35 +23,36 @@ from aegis_protocol.failures.board import (
     BoardGone,
     BoardSilent,
     ChipMismatch,
-    FlashCanceled,
     FlashFailed,
     FlashTimedOut,
     ImageInvalid,
     VerifyFailed,
 )
-from aegis_protocol.manifest import FlashImage, FlashSettings
 from aegis_protocol.rpc import FlashedRegion, FlashResult
 
 from aegis_agent.boards import ports
+from aegis_agent.boards.images import FlashJob
+from aegis_agent.boards.progress import FlashProgress, Progress
+from aegis_agent.boards.worker import (
+    KILL_AFTER_S,
+    Connected,
+    Done,
+    Failed,
+    FlashWorker,
+    PhaseBegan,
+    Wrote,
+    flash_worker,
+)
+from aegis_agent.sandbox.uninterrupted import uninterrupted
 
 log = structlog.get_logger()
 
-Progress = Callable[[str, int, int, str], None]
-
-_SILENCE_S: Final = 45.0
-_FIXED_S: Final = 60.0
-_ERASE_ALL_S: Final = 180.0
-_KILL_AFTER_S: Final = 5.0
-_MAX_LINE_BYTES: Final = 65_536
-_SAY_EVERY_S: Final = 0.1
-# EN low, then IO0 low while EN rises, then IO0 free: what the auto-reset circuit of a development
-# kit does. esptool's own sequence is an ioctl that only a real device has.
-_URL_RESET: Final = "[esptool]\ncustom_reset_sequence = D0|R1|W0.1|D1|R0|W0.05|D0\n"
-
+_RETRY_S: Final = 0.1
 _BY_CODE: Final[dict[str, type[AegisError]]] = {
     cls.code: cls
     for cls in (
         BoardBusy,
+        BoardError,
         BoardGone,
         BoardSilent,
         ChipMismatch,
@@ -68,172 +63,190 @@ _BY_CODE: Final[dict[str, type[AegisError]]] = {
 }
 
 
-async def write_images(
-    board_id: str,
-    port: str,
-    images: Sequence[tuple[FlashImage, Path]],
-    *,
-    target: str,
-    settings: FlashSettings,
-    baud: int,
-    erase_all: bool,
-    elf_sha256: str | None,
-    reset_after: bool,
-    on_progress: Progress,
-) -> FlashResult:
+@dataclass(frozen=True)
+class FlashLimits:
     """
-    Write `images` to the board behind `port` and verify each by the chip's own MD5 of its flash.
-
-    on_progress  (phase, bytes done, bytes in all, image), at most ten times a second
-
-    Raises
-    ------
-    ChipMismatch  the board is another chip; nothing was written
-    BoardGone, BoardBusy, BoardSilent, VerifyFailed, FlashFailed, FlashTimedOut
+    connect_s, stub_s, erase_s, write_s  how long a worker may be silent in each phase
+    whole_s       for the whole, besides what the bytes need on the wire
+    kill_after_s  from asking a worker to end to killing it
+    return_s      for a port that a reset took away
     """
-    wish = {
-        "port": port,
-        "target": target,
-        "baud": baud,
-        "erase_all": erase_all,
-        "modem_lines": await asyncio.to_thread(ports.has_modem_lines, port),
-        "reset_after": reset_after,
-        "settings": settings.model_dump(),
-        "images": [
-            {"name": image.name, "offset": image.offset, "path": str(path)}
-            for image, path in images
-        ],
-    }
-    size = sum(image.size_bytes for image, _ in images)
-    # Ten bits a byte on the wire, and twice that for erasing, verifying and slow adapters.
-    deadline_s = _FIXED_S + 3 * size * 10 / min(baud, 460_800) + erase_all * _ERASE_ALL_S
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="aegis-flash-") as folder:
-        if "://" in port:
-            (Path(folder) / "esptool.cfg").write_text(_URL_RESET)
-        worker = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "aegis_agent.esptool_worker",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            cwd=folder,
-            env=_environment(folder),
-            limit=_MAX_LINE_BYTES,
-            start_new_session=True,
-        )
+
+    connect_s: float = 40.0
+    stub_s: float = 15.0
+    erase_s: float = 180.0
+    write_s: float = 45.0
+    whole_s: float = 60.0
+    kill_after_s: float = KILL_AFTER_S
+    return_s: float = 5.0
+
+    def whole_of(self, job: FlashJob) -> float:
+        """Seconds for all of `job`: ten bits a byte, thrice for erasing, verifying, slow wires."""
+        size_bytes = sum(image.size_bytes for image, _ in job.images)
+        wire_s = size_bytes * 10 / min(job.baud, 460_800)
+        return self.whole_s + 3 * wire_s + (self.erase_s if job.erase_all else 0)
+
+    def silence_of(self, phase: str, job: FlashJob) -> float:
+        """Seconds until the next word in `phase`; the chip hashes 8 s per MiB at the slowest."""
+        if phase != "write":
+            return {"connect": self.connect_s, "stub": self.stub_s, "erase": self.erase_s}[phase]
+        largest = max(image.size_bytes for image, _ in job.images)
+        return self.write_s + 8 * largest / (1 << 20)
+
+
+class FlashRun:
+    """
+    One attempt to write `job`.
+
+    locate        returns the board's port as it is now, or None; it may block
+    expected_mac  the board's, where its id is made of it: another board at the port is none of ours
+    on_connected  called with what was read of the board, before anything is written
+    has_written   whether anything on the flash may have changed
+    """
+
+    def __init__(
+        self,
+        board_id: str,
+        locate: Callable[[], str | None],
+        job: FlashJob,
+        *,
+        expected_mac: str | None,
+        limits: FlashLimits,
+        on_connected: Callable[[Connected], None],
+    ) -> None:
+        self.has_written = False
+        self._board_id = board_id
+        self._locate = locate
+        self._job = job
+        self._images = sorted(job.images, key=lambda pair: pair[0].offset)
+        self._expected_mac = expected_mac
+        self._limits = limits
+        self._on_connected = on_connected
+        self._found: Connected | None = None
+
+    async def written(self, on_progress: Progress, *, reset_after: bool) -> FlashResult:
+        """
+        Write and verify, by the chip's own MD5 of its flash.
+
+        reset_after  let the worker reset the board at the end, where its port can
+
+        Raises
+        ------
+        ChipMismatch, ImageInvalid   nothing was written
+        BoardGone, BoardBusy, BoardSilent, VerifyFailed, FlashFailed, FlashTimedOut
+        """
+        began = time.monotonic()
+        whole_s = self._limits.whole_of(self._job)
+        progress = FlashProgress([image for image, _ in self._images], on_progress)
         try:
-            async with asyncio.timeout(deadline_s):
-                found = await _converse(worker, wish, on_progress)
+            async with asyncio.timeout(whole_s):
+                done = await self._done(progress, reset_after=reset_after)
         except TimeoutError as exc:
-            await _end(worker)
-            await _reset(port)
-            raise FlashTimedOut(
-                f"{board_id} was not flashed within {deadline_s:.0f} s", board=board_id
-            ) from exc
-        except asyncio.CancelledError:
-            await asyncio.shield(_canceled(worker, board_id, port))
-            raise
-        finally:
-            await asyncio.shield(_end(worker))
-    regions = tuple(
-        FlashedRegion(
-            name=image.name, offset=image.offset, size_bytes=image.size_bytes, sha256=image.sha256
+            raise FlashTimedOut(f"{self._board_id} was not flashed within {whole_s:.0f} s") from exc
+        progress.finished()
+        sha256 = {
+            image.offset: digest
+            for (image, _), digest in zip(self._images, done.sha256, strict=True)
+        }
+        assert self._found is not None
+        return FlashResult(
+            board_id=self._board_id,
+            chip=self._found.chip,
+            mac=self._found.mac,
+            regions=tuple(
+                FlashedRegion(
+                    name=image.name,
+                    offset=image.offset,
+                    size_bytes=image.size_bytes,
+                    sha256=sha256[image.offset],
+                )
+                for image, _ in self._job.images
+            ),
+            elf_sha256=self._job.elf_sha256,
+            duration_s=round(time.monotonic() - began, 3),
         )
-        for image, _ in images
-    )
-    return FlashResult(
-        board_id=board_id,
-        chip=str(found["chip"]),
-        mac=found.get("mac"),
-        regions=regions,
-        elf_sha256=elf_sha256,
-        duration_s=round(time.monotonic() - started, 3),
-    )
 
-
-async def _converse(
-    worker: asyncio.subprocess.Process, wish: dict[str, Any], on_progress: Progress
-) -> dict[str, Any]:
-    assert worker.stdin is not None
-    assert worker.stdout is not None
-    worker.stdin.write(json.dumps(wish).encode() + b"\n")
-    with contextlib.suppress(ConnectionError):
-        await worker.stdin.drain()
-    worker.stdin.close()
-    found: dict[str, Any] = {}
-    said_at = 0.0
-    while True:
-        async with asyncio.timeout(_SILENCE_S):
-            line = await worker.stdout.readline()
-        if not line:
-            raise FlashFailed("the flash tool ended without a word")
+    async def _done(self, progress: FlashProgress, *, reset_after: bool) -> Done:
+        port = await asyncio.to_thread(self._locate)
+        if port is None:
+            raise BoardGone(f"{self._board_id} is not connected")
+        has_lines = await asyncio.to_thread(ports.has_modem_lines, port)
+        reset_after = reset_after and has_lines
         try:
-            event = json.loads(line)
-            kind = event["event"]
-        except (ValueError, KeyError, TypeError) as exc:
-            raise FlashFailed("the flash tool said something that is no event") from exc
-        match kind:
-            case "connected":
-                found = event
-                on_progress("connected", 0, 0, str(event.get("description", "")))
-            case "progress":
-                now = time.monotonic()
-                whole = event["done"] >= event["total"]
-                if whole or now - said_at >= _SAY_EVERY_S:
-                    said_at = now
-                    on_progress(event["phase"], event["done"], event["total"], event["image"])
-            case "done":
-                return found
-            case "failed":
-                cls = _BY_CODE.get(str(event.get("code")), FlashFailed)
-                raise cls(str(event.get("message", "")), **event.get("facts", {}))
-            case _:
-                continue
+            return await self._worked(
+                port, progress, reset_first=has_lines, reset_after=reset_after
+            )
+        except BoardGone:
+            # A port that its board takes along on reset is back in a moment, with the loader.
+            back = await self._returned() if has_lines and self._found is None else None
+            if back is None:
+                raise
+        log.info("flash.port_returned", board_id=self._board_id)
+        return await self._worked(back, progress, reset_first=False, reset_after=reset_after)
+
+    async def _returned(self) -> str | None:
+        """Wait until the port can be opened again; None when it can't in time."""
+        gives_up_at = time.monotonic() + self._limits.return_s
+        while time.monotonic() < gives_up_at:
+            port = await asyncio.to_thread(self._locate)
+            with contextlib.suppress(BoardError):
+                if port is not None:
+                    await uninterrupted(asyncio.to_thread(_touched, port))
+                    return port
+            await asyncio.sleep(_RETRY_S)
+        return None
+
+    async def _worked(
+        self, port: str, progress: FlashProgress, *, reset_first: bool, reset_after: bool
+    ) -> Done:
+        wish = {
+            "port": port,
+            "target": self._job.target,
+            "mac": self._expected_mac,
+            "baud": self._job.baud,
+            "erase_all": self._job.erase_all,
+            "reset_first": reset_first,
+            "reset_after": reset_after,
+            "settings": self._job.settings.model_dump(),
+            "images": [image.model_dump() | {"path": str(path)} for image, path in self._images],
+        }
+        async with flash_worker(wish, kill_after_s=self._limits.kill_after_s) as worker:
+            return await self._heard(worker, progress)
+
+    async def _heard(self, worker: FlashWorker, progress: FlashProgress) -> Done:
+        phase = "connect"
+        while True:
+            silence_s = self._limits.silence_of(phase, self._job)
+            try:
+                async with asyncio.timeout(silence_s):
+                    event = await worker.next_event()
+            except TimeoutError as exc:
+                raise FlashTimedOut(
+                    f"{self._board_id} said nothing for {silence_s:.0f} s", phase=phase
+                ) from exc
+            match event:
+                case PhaseBegan():
+                    phase = event.phase
+                    self.has_written |= phase in ("erase", "write")
+                    if phase == "erase":
+                        progress.erasing()
+                case Connected():
+                    self._found = event
+                    self._on_connected(event)
+                    progress.connected(event.description)
+                case Wrote():
+                    phase = "write"
+                    progress.wrote(event.image, event.done / max(1, event.total))
+                case Done():
+                    return event
+                case Failed():
+                    # esptool looks at all that it is to write before it erases anything.
+                    refused = event.code in (ChipMismatch.code, ImageInvalid.code)
+                    self.has_written &= not refused
+                    raise _BY_CODE.get(event.code, FlashFailed)(event.message, **event.facts)
+                case _:
+                    assert_never(event)
 
 
-async def _canceled(worker: asyncio.subprocess.Process, board_id: str, port: str) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        worker.send_signal(signal.SIGINT)
-    await _end(worker)
-    await _reset(port)
-    log.info("flash.canceled", board_id=board_id, code=FlashCanceled.code)
-
-
-async def _end(worker: asyncio.subprocess.Process) -> None:
-    """Wait for the worker's end, 5 s at most; then kill it and all that it started."""
-    try:
-        async with asyncio.timeout(_KILL_AFTER_S):
-            await worker.wait()
-    except TimeoutError:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(worker.pid, signal.SIGKILL)
-        await worker.wait()
-
-
-async def _reset(port: str) -> None:
-    """Take the board out of the loader, where a worker that was killed has left it."""
-
-    def pulse() -> None:
-        device = ports.open_port(port, 115_200)
-        try:
-            ports.pulse_reset(device)
-        finally:
-            device.close()
-
-    try:
-        await asyncio.to_thread(pulse)
-    except BoardError as exc:
-        log.warning("board.not_reset", port=port, code=exc.code)
-
-
-def _environment(folder: str) -> dict[str, str]:
-    """No variable of ours reaches esptool but what Python needs; its settings file is ours."""
-    kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
-    return kept | {
-        "HOME": folder,
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "ESPTOOL_CFGFILE": f"{folder}/esptool.cfg",
-    }
+def _touched(port: str) -> None:
+    ports.close_port(ports.open_port(port, 115_200))

@@ -1,5 +1,5 @@
 """
-Opening and resetting serial ports, with every failure given its name.
+Opening, resetting and closing serial ports, with every failure given its name.
 
 All of it blocks: call it in a thread. DTR and RTS are set before a port is opened, so that opening
 resets nothing; EN is low while RTS and not DTR, IO0 is low while DTR and not RTS (ESP32 auto-reset
@@ -20,18 +20,30 @@ from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 import serial
-from aegis_protocol.failures.board import BoardBusy, BoardError, BoardGone
+from aegis_protocol.failures.board import BoardBusy, BoardError, BoardGone, NoResetLines
 
 from aegis_agent.serial_urls import register
 
 READ_TIMEOUT_S: Final = 0.02
-WRITE_TIMEOUT_S: Final = 2.0
+WRITE_TIMEOUT_S: Final = 0.2
 _RESET_PULSE_S: Final = 0.1
+_GONE: Final = frozenset(
+    {
+        errno.ENOENT,
+        errno.ENXIO,
+        errno.ENODEV,
+        errno.EIO,
+        errno.EBADF,
+        errno.EPIPE,
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
+    }
+)
 
 
 def is_present(port: str) -> bool:
     """Tell whether `port` is there now; a port on the network counts as present."""
-    scheme = urlsplit(port).scheme if "://" in port else ""
+    scheme = _scheme(port)
     if scheme == "virtual":
         return Path(unquote(urlsplit(port).path)).is_socket()
     if scheme:
@@ -43,9 +55,10 @@ def is_present(port: str) -> bool:
 
 
 def has_modem_lines(port: str) -> bool:
-    """Tell whether `port` has DTR and RTS; a plain pty has none (ENOTTY)."""
-    if "://" in port:
-        return not port.startswith("socket://")
+    """Tell whether `port` has DTR and RTS; a plain pty (ENOTTY) and a bare socket have none."""
+    scheme = _scheme(port)
+    if scheme:
+        return scheme != "socket"
     try:
         fd = os.open(port, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
     except OSError:
@@ -61,7 +74,7 @@ def has_modem_lines(port: str) -> bool:
 
 def open_port(port: str, baud: int) -> Any:
     """
-    Open `port` for this process alone, without resetting the board.
+    Open `port` for this process alone, without resetting the board; close it by `close_port`.
 
     Raises BoardGone, BoardBusy, BoardError (no permission, a rate that the port does not have).
     """
@@ -70,55 +83,89 @@ def open_port(port: str, baud: int) -> Any:
         device = serial.serial_for_url(port, do_not_open=True)
         device.baudrate = baud
         device.timeout = READ_TIMEOUT_S
-        device.write_timeout = WRITE_TIMEOUT_S
+        if _scheme(port) != "rfc2217":  # which knows none, and sends with a limit of its own
+            device.write_timeout = WRITE_TIMEOUT_S
         device.dtr = False
         device.rts = False
-        with contextlib.suppress(ValueError, AttributeError):
-            device.exclusive = True
+        device.exclusive = True
         device.open()
-        _claim(device)
     except (OSError, ValueError, termios.error) as exc:
         raise named(exc, port) from exc
+    _ioctl(device, termios.TIOCEXCL)  # no one but root opens it a second time: tty_ioctl(4)
     return device
 
 
+def close_port(device: Any) -> None:
+    """Close `device`, whatever state it is in. What it has not sent is dropped."""
+    # On a pty the claim would outlive our descriptor; and a close waits half a minute for a
+    # terminal that does not take what was written.
+    _ioctl(device, termios.TIOCNXCL)
+    with contextlib.suppress(Exception):
+        if not _scheme(str(device.port)):
+            device.reset_output_buffer()
+    with contextlib.suppress(Exception):
+        device.close()
+
+
 def pulse_reset(device: Any) -> None:
-    """Hold EN low for 100 ms and let go: the board boots what is in its flash."""
+    """
+    Hold EN low for 100 ms and let go: the board boots what is in its flash.
+
+    Raises NoResetLines; BoardGone when the port went away under it, as some do by a reset.
+    """
+    port = str(device.port)
+    if _scheme(port) == "socket":
+        raise NoResetLines(f"{port} is a bare socket: the board can't be reset through it")
     try:
         device.dtr = False
         device.rts = True
         time.sleep(_RESET_PULSE_S)
         device.rts = False
-    except OSError as exc:
-        if exc.errno in (errno.ENOTTY, errno.EINVAL):
-            raise BoardError(
-                "this port has no modem lines, so the board can't be reset through it",
-                remedy="Press the board's reset button, or use a port with DTR and RTS.",
+    except (OSError, termios.error) as exc:
+        if _number(exc) in (errno.ENOTTY, errno.EINVAL):
+            raise NoResetLines(
+                f"{port} has no modem lines: the board can't be reset through it"
             ) from exc
-        raise named(exc, str(device.port)) from exc
+        raise named(exc, port) from exc
+
+
+def reset_board(port: str) -> None:
+    """Open `port`, reset the board behind it, close it. Raises what those raise."""
+    device = open_port(port, 115_200)
+    try:
+        pulse_reset(device)
+    finally:
+        close_port(device)
 
 
 def named(exc: Exception, port: str) -> BoardError:
     """Return the failure that `exc` is, by its errno (pyserial keeps it) or its words."""
-    number = getattr(exc, "errno", None)
-    text = str(exc)
+    number, text = _number(exc), str(exc)
     if number == errno.EBUSY or "exclusively lock" in text:
         return BoardBusy(f"the port {port} is in use")
-    if number == errno.EACCES:
+    if number in (errno.EACCES, errno.EPERM):
         return BoardError(
             f"the agent may not open {port}",
             remedy="Add the agent's user to the port's group (usually dialout).",
         )
-    if number in (errno.ENOENT, errno.ENXIO, errno.ENODEV, errno.EIO, errno.ECONNREFUSED):
+    if number in _GONE:
         return BoardGone(f"the port {port} is gone")
     if isinstance(exc, serial.SerialException):
         return BoardGone(f"the port {port} is gone: {text}")
     return BoardError(f"the port {port} can't be used: {text}")
 
 
-def _claim(device: Any) -> None:
-    """TIOCEXCL: no one but root opens the device a second time (tty_ioctl(4))."""
-    if "://" in str(device.port):
-        return
-    with contextlib.suppress(OSError):
-        fcntl.ioctl(device.fileno(), termios.TIOCEXCL)
+def _number(exc: Exception) -> int | None:
+    if isinstance(exc, termios.error):  # no OSError, and yet from errno
+        return exc.args[0] if exc.args and isinstance(exc.args[0], int) else None
+    return getattr(exc, "errno", None)
+
+
+def _scheme(port: str) -> str:
+    return port.partition("://")[0] if "://" in port else ""
+
+
+def _ioctl(device: Any, request: int) -> None:
+    if not _scheme(str(device.port)):
+        with contextlib.suppress(Exception):
+            fcntl.ioctl(device.fileno(), request)

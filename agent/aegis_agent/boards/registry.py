@@ -9,8 +9,9 @@ from its USB identity; once its MAC was read, the id is the MAC's from the next 
 from __future__ import annotations
 
 import asyncio
-import json
+import os
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -24,8 +25,8 @@ from aegis_protocol.states import BoardState
 from aegis_agent.boards import ports
 from aegis_agent.boards.device import BoardDevice
 from aegis_agent.boards.discovery import UsbBoard, changes, usb_boards
+from aegis_agent.boards.memory import BoardMemory, Known
 from aegis_agent.config import StaticBoard
-from aegis_agent.files import write_atomic
 
 log = structlog.get_logger()
 
@@ -34,21 +35,30 @@ _SPOOL_BYTES: Final = 256 * 1024 * 1024
 
 @dataclass
 class _Row:
+    """place: what the board's MAC and chip are remembered under; listed: it is of the list."""
+
     board: Board
     port: str
-    key: str | None = None
-    """Its USB identity; None for a board of the list."""
+    place: str
+    listed: StaticBoard | None = None
+
+    def locate(self) -> str | None:
+        """Where the board's port is now: one on USB may be back under another name. Blocks."""
+        if self.listed is not None:
+            return self.port if ports.is_present(self.port) else None
+        return next((usb.port for usb in usb_boards() if usb.key == self.place), None)
 
 
 @dataclass(frozen=True)
 class _Holding:
     job_id: str
     device: BoardDevice
+    row: _Row
 
 
 class BoardRegistry:
     """
-    static     boards of the configuration; a port that is on USB too is listed once, as static
+    static     boards of the configuration; one that is on USB too is listed once, as static
     on_change  called with all boards whenever one comes, goes, or is learned about
     """
 
@@ -65,24 +75,28 @@ class BoardRegistry:
         self._discover = discover
         self._on_change = on_change
         self._spool_bytes = spool_bytes
-        self._memory = _Memory(state_dir / "boards.json")
+        self._memory = BoardMemory(state_dir / "boards.json")
         self._rows: dict[str, _Row] = {}
         self._holdings: dict[str, _Holding] = {}
         self._told: tuple[Board, ...] = ()
-        self._look([])
+        self._found: tuple[UsbBoard, ...] = ()
+        self._present = frozenset(b.port for b in self._static if ports.is_present(b.port))
+        self._look()
 
     async def run(self) -> None:
         """Keep the list true until canceled."""
-        async for _ in changes():
-            await self.looked()
+        async with aclosing(changes()) as changed:
+            async for _ in changed:
+                try:
+                    await self.looked()
+                except OSError as exc:  # a device that went while it was looked at
+                    log.warning("boards.not_looked", detail=str(exc))
 
     async def looked(self) -> tuple[Board, ...]:
         """Look once and return the boards."""
-        found = await asyncio.to_thread(usb_boards) if self._discover else ()
-        present = await asyncio.to_thread(
-            lambda: {row.port: ports.is_present(row.port) for row in self._static}
-        )
-        self._look(found, present)
+        found, present = await asyncio.to_thread(self._seen)
+        self._found, self._present = found, present
+        self._look()
         return self.boards()
 
     def boards(self) -> tuple[Board, ...]:
@@ -92,10 +106,11 @@ class BoardRegistry:
         """
         Give the board to `job_id` under fencing number `fence`.
 
-        Raises BoardNotFound, BoardGone, BoardBusy (another job has it), GrantStale (lower fence).
+        Raises BoardNotFound, BoardGone, BoardBusy (another job has it), GrantStale (lower fence),
+        DiskFull (the fence can't be kept).
         """
         row = self._rows.get(board_id)
-        if row is None:
+        if row is None and not self._memory.has_seen(board_id):
             raise BoardNotFound(f"this agent has no board {board_id}", board=board_id)
         highest = self._memory.fence(board_id)
         if fence < highest:
@@ -103,31 +118,25 @@ class BoardRegistry:
         holding = self._holdings.get(board_id)
         if holding is not None and holding.job_id != job_id:
             raise BoardBusy(f"{board_id} is held by another job", board=board_id)
-        if row.board.state is BoardState.GONE:
+        if row is None or row.board.state is BoardState.GONE:
             raise BoardGone(f"{board_id} is not connected", board=board_id)
-        self._memory.set_fence(board_id, fence)
+        self._memory.raise_fence(board_id, fence)
         if holding is None:
-            device = BoardDevice(
-                board_id,
-                row.port,
-                row.board.chip,
-                on_mac=self._learned,
-                spool_bytes=self._spool_bytes,
-            )
-            self._holdings[board_id] = _Holding(job_id, device)
+            self._holdings[board_id] = _Holding(job_id, self._device(row), row)
             self._tell()
         log.info("board.held", board_id=board_id, job_id=job_id, fence=fence)
 
     async def release(self, job_id: str) -> None:
-        """Close what `job_id` has open on its boards and set them free."""
+        """End what `job_id` has running on its boards and set them free."""
         for board_id, holding in list(self._holdings.items()):
-            if holding.job_id == job_id:
-                try:
-                    await holding.device.close()
-                finally:
-                    del self._holdings[board_id]
-                log.info("board.released", board_id=board_id, job_id=job_id)
-        self._tell()
+            if holding.job_id != job_id:
+                continue
+            try:
+                await holding.device.close()
+            finally:
+                self._holdings.pop(board_id, None)
+                self._look()
+            log.info("board.released", board_id=board_id, job_id=job_id)
 
     def device(self, board_id: str, job_id: str) -> BoardDevice:
         """The board in the hands of `job_id`; BoardNotGranted for anybody else."""
@@ -137,59 +146,66 @@ class BoardRegistry:
             raise BoardNotGranted(f"this job does not hold a board {board_id}", board=board_id)
         return holding.device
 
-    def _look(self, found: Sequence[UsbBoard], present: dict[str, bool] | None = None) -> None:
-        rows: dict[str, _Row] = {}
-        taken = set()
-        for listed in self._static:
-            there = (
-                present.get(listed.port, False)
-                if present is not None
-                else ports.is_present(listed.port)
-            )
-            known = self._memory.known(listed.id)
-            taken.add(listed.port)
-            rows[listed.id] = _Row(
-                Board(
-                    id=listed.id,
-                    chip=listed.chip or known.get("chip"),
-                    labels=listed.labels,
-                    state=BoardState.FREE if there else BoardState.GONE,
-                    description=listed.port.partition("://")[0] if "://" in listed.port else "",
-                    mac=known.get("mac"),
-                ),
-                listed.port,
-            )
-        for usb in found:
-            if usb.port in taken:
-                continue
-            known = self._memory.known(usb.key)
-            board_id = self._id_of(usb.key, known.get("mac"))
-            rows[board_id] = _Row(
-                Board(
-                    id=board_id,
-                    chip=known.get("chip"),
-                    description=usb.description,
-                    mac=known.get("mac"),
-                ),
-                usb.port,
-                usb.key,
-            )
+    def _device(self, row: _Row) -> BoardDevice:
+        board = row.board
+        return BoardDevice(
+            board.id,
+            row.locate,
+            # What was read may be another board's by now: only what the list says is refused.
+            chip=row.listed.chip if row.listed else None,
+            mac=board.mac if board.mac is not None and board.id == _mac_id(board.mac) else None,
+            on_identity=self._learned,
+            spool_bytes=self._spool_bytes,
+        )
+
+    def _seen(self) -> tuple[tuple[UsbBoard, ...], frozenset[str]]:
+        found = usb_boards() if self._discover else ()
+        return found, frozenset(b.port for b in self._static if ports.is_present(b.port))
+
+    def _look(self) -> None:
+        """Make the rows of what was seen last, and tell of what has changed."""
+        rows = {listed.id: self._listed(listed) for listed in self._static}
+        taken = {os.path.realpath(listed.port) for listed in self._static}
+        for usb in self._found:
+            if os.path.realpath(usb.port) not in taken:
+                row = self._on_usb(usb)
+                rows.setdefault(row.board.id, row)
+        for board_id, holding in self._holdings.items():
+            if board_id not in rows:
+                gone = holding.row.board.model_copy(update={"state": BoardState.GONE})
+                rows[board_id] = _Row(gone, holding.row.port, holding.row.place)
         self._rows = rows
         self._tell()
 
-    def _id_of(self, key: str, mac: str | None) -> str:
-        """The MAC's id, but not while a job holds the board under its USB one."""
-        if mac is None or key in self._holdings:
-            return key
-        return "mac-" + mac.replace(":", "")
+    def _listed(self, listed: StaticBoard) -> _Row:
+        known = self._memory.known(listed.id)
+        board = Board(
+            id=listed.id,
+            chip=listed.chip or known.chip,
+            labels=listed.labels,
+            state=BoardState.FREE if listed.port in self._present else BoardState.GONE,
+            description=listed.port.partition("://")[0] if "://" in listed.port else "",
+            mac=known.mac,
+        )
+        return _Row(board, listed.port, listed.id, listed)
+
+    def _on_usb(self, usb: UsbBoard) -> _Row:
+        known = self._memory.known(usb.key)
+        # Not while a job holds the board under its USB identity.
+        has_mac_id = known.mac is not None and usb.key not in self._holdings
+        board = Board(
+            id=_mac_id(known.mac) if known.mac is not None and has_mac_id else usb.key,
+            chip=known.chip,
+            description=usb.description,
+            mac=known.mac,
+        )
+        return _Row(board, usb.port, usb.key)
 
     def _learned(self, board_id: str, mac: str, chip: str) -> None:
-        row = self._rows.get(board_id)
-        if row is not None:
-            self._memory.learn(row.key or board_id, mac=mac, chip=chip)
-            learned = {"mac": mac, "chip": row.board.chip or chip}
-            row.board = row.board.model_copy(update=learned)
-            self._tell()
+        holding = self._holdings.get(board_id)
+        if holding is not None:
+            self._memory.learn(holding.row.place, Known(mac=mac, chip=chip))
+            self._look()
 
     def _shown(self, board: Board) -> Board:
         if board.id in self._holdings and board.state is BoardState.FREE:
@@ -203,38 +219,5 @@ class BoardRegistry:
             self._on_change(boards)
 
 
-class _Memory:
-    """boards.json: the highest fence of each board, and what was read from it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._fences: dict[str, int] = {}
-        self._known: dict[str, dict[str, str]] = {}
-        try:
-            data = json.loads(path.read_text())
-            self._fences = {str(key): int(value) for key, value in data["fences"].items()}
-            self._known = {str(key): dict(value) for key, value in data["known"].items()}
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
-            log.warning("boards.memory_damaged", path=str(path), detail=str(exc))
-
-    def fence(self, board_id: str) -> int:
-        return self._fences.get(board_id, 0)
-
-    def set_fence(self, board_id: str, fence: int) -> None:
-        if self._fences.get(board_id) != fence:
-            self._fences[board_id] = fence
-            self._save()
-
-    def known(self, key: str) -> dict[str, str]:
-        return self._known.get(key, {})
-
-    def learn(self, key: str, *, mac: str, chip: str) -> None:
-        if self._known.get(key) != {"mac": mac, "chip": chip}:
-            self._known[key] = {"mac": mac, "chip": chip}
-            self._save()
-
-    def _save(self) -> None:
-        data = {"fences": self._fences, "known": self._known}
-        write_atomic(self._path, json.dumps(data, indent=2).encode(), mode=0o600)
+def _mac_id(mac: str) -> str:
+    return "mac-" + mac.replace(":", "")

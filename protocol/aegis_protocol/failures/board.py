@@ -36,6 +36,11 @@ class BoardSilent(BoardError):
     retryable = True
 
 
+class NoResetLines(BoardError):
+    code = "board.no_reset_lines"
+    remedy = "Press the board's reset button, or use a port with DTR and RTS."
+
+
 class ChipMismatch(BoardError):
     code = "board.chip_mismatch"
     remedy = "Build for this board's chip, or choose a board of the image's chip."
