@@ -1,7 +1,8 @@
 """
 A machine of its own, booted from this one's /usr by systemd-nspawn, with a real systemd in it.
 
-It has no network but loopback, an empty /etc of its own, and this clone under the same path.
+It has no network but loopback and an empty /etc of its own. This clone's programs are installed in
+/opt/aegis, from wherever the clone lies: services can't see anybody's home.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from house import ROOT
 BOOT_S: Final = 60.0
 STOP_S: Final = 20.0
 _POLL_S: Final = 0.1
+_PARTS: Final = ("protocol", "links", "control", "agent", "client")
 
 
 @dataclass(frozen=True)
@@ -48,17 +51,21 @@ class Container:
 @contextlib.contextmanager
 def booted(tmp: Path, files: Mapping[str, Path]) -> Iterator[Container]:
     """
-    Boot a container with `files` (path inside -> path here, read-only) and /opt/aegis/bin.
+    Boot a container with `files` (path inside -> path here, read-only) and our programs.
 
     Raises TimeoutError, with what it printed, if its basic.target is not reached in time.
     """
-    programs = tmp / "bin"
-    programs.mkdir()
-    for name in ("aegis-control", "aegis-agent"):
-        (programs / name).symlink_to(Path(sys.executable).parent / name)
-    shown = {str(ROOT): ROOT, "/opt/aegis/bin": programs, **files}
-    if not sys.base_prefix.startswith("/usr"):
-        shown[sys.base_prefix] = Path(sys.base_prefix)
+    (tmp / "bin").mkdir()
+    for name in ("python", "aegis-control", "aegis-agent"):
+        _write_program(tmp / "bin" / name, module=name.replace("-", "_"))
+    shown = {
+        "/opt/aegis/bin": tmp / "bin",
+        "/opt/aegis/python": Path(sys.base_prefix),
+        "/opt/aegis/site": Path(sysconfig.get_path("purelib")),
+        **{f"/opt/aegis/{part}": ROOT / part for part in _PARTS},
+        "/opt/aegis/firmware_fixtures": ROOT / "firmware_fixtures",
+        **files,
+    }
     argv = ["systemd-nspawn", "--quiet", "--directory=/", "--volatile=yes", "--register=no"]
     argv += ["--keep-unit", "--private-network", "--console=pipe"]
     argv += [f"--bind-ro={here}:{inside}" for inside, here in shown.items()]
@@ -76,6 +83,15 @@ def booted(tmp: Path, files: Mapping[str, Path]) -> Iterator[Container]:
                 child.kill()
             nspawn.kill()
             nspawn.wait(STOP_S)
+
+
+def _write_program(path: Path, *, module: str) -> None:
+    """A command as an installed one: this interpreter, our packages, no path of the clone."""
+    what = "" if module == "python" else f"-c 'from {module}.cli import main; main()'"
+    python = f"/opt/aegis/python/bin/python{sys.version_info.major}.{sys.version_info.minor}"
+    packages = ":".join(f"/opt/aegis/{part}" for part in (*_PARTS, "site"))
+    path.write_text(f'#!/bin/sh\nPYTHONPATH={packages} exec {python} {what} "$@"\n')
+    path.chmod(0o755)
 
 
 def _ready(nspawn: subprocess.Popen[bytes], console: Path) -> Container:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterator
 
@@ -27,9 +26,9 @@ assert os.geteuid() != 0
 asyncio.run(Sandbox().check())
 """
 # What is tried before the agent starts is under the unit's hardening too.
-DROP_IN = f"""
+DROP_IN = """
 [Service]
-ExecStartPre={sys.executable} /opt/aegis/check.py
+ExecStartPre=/opt/aegis/bin/python /opt/aegis/check.py
 WatchdogSec=4
 """
 
