@@ -163,6 +163,6 @@ def test_the_upload_that_is_shown_fits_the_plan() -> None:
 @pytest.mark.parametrize("path", CONTENT)
 def test_the_content_of_the_examples_files_is_told(path: str) -> None:
     prose = " ".join(described("document")["source plan"].prose.split())
-    assert f"`{path}` is" in prose
+    assert f"- `{path}`: " in prose
     for line in CONTENT[path].decode().splitlines():
         assert re.search(re.escape(line), prose)
