@@ -22,7 +22,9 @@ from aegis_control.http.routes import ROUTES
 from aegis_control.http.statuses import STATUS
 from aegis_protocol import failures
 from aegis_protocol.actions import Role
+from aegis_protocol.control_link import JobOffer
 from aegis_protocol.errors import ErrorReply, known_codes
+from aegis_protocol.events import Assigned
 from aiohttp.test_utils import make_mocked_request
 from control_fixtures import MCP, bench, sdp
 from cryptography import x509
@@ -276,6 +278,26 @@ async def test_a_store_that_does_not_answer_is_a_503(tmp: Path) -> None:
         assert (health.status, health.body["status"]) == (503, "error")
         answer = await client.ask("GET", "/jobs")
         assert (answer.status, answer.error.code) == (503, "control.unavailable")
+
+
+async def test_links_and_streams_end_without_a_crash_when_the_store_breaks(tmp: Path) -> None:
+    async with bench(tmp / "s") as b:
+        agent, client = await b.agent(), b.client()
+        grant = await client.granted()
+        await client.offer(grant)
+        offer = await agent.next(JobOffer)
+        async with client.events(grant.job_id) as events:
+            await events.until(Assigned)
+            with capture_logs() as logs:
+                await asyncio.to_thread(_damage, tmp / "s" / "control.db")
+                await agent.answer(offer)
+                assert await agent.receive() is None
+                await agent.send_hello()
+                assert await agent.refusal() == "control.unavailable"
+                b.served.control.hub.notify_all()
+                assert await events.rest() == []
+        assert {"store.failed"} <= {entry["event"] for entry in logs}
+        assert "request.crashed" not in {entry["event"] for entry in logs}
 
 
 async def test_the_offer_of_a_long_sdp_fits_a_request(tmp: Path) -> None:

@@ -30,7 +30,7 @@ from aegis_control.log import get_logger
 from aegis_control.metrics import Metrics
 from aegis_control.placement import Placement
 from aegis_control.presence import Presence
-from aegis_control.store import agents, idempotency, jobs
+from aegis_control.store import agents, idempotency, identities, jobs
 from aegis_control.store.database import Database
 from aegis_control.store.jobs import JobRecord
 from aegis_control.targets import check_target, check_version_wish
@@ -116,6 +116,7 @@ class Granting:
             )
         digest = sha256(request.model_dump_json().encode()).digest()
         async with self._ledger.change() as change:
+            await identities.take_turn(change.conn, identity.id, now_s=change.now_s)
             if key is not None:
                 repeat = await idempotency.find(change.conn, identity.id, key, now_s=change.now_s)
                 if repeat is not None and repeat.body_digest != digest:

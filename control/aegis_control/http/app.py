@@ -58,6 +58,7 @@ def make_app(
         origins.mark(request, response)
         response.headers["X-Request-Id"] = request.get(_REQUEST_ID, "")
         response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers[hdrs.SERVER] = "aegis-control"
 
     app.on_response_prepare.append(mark)
     return app

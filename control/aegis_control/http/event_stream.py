@@ -27,6 +27,7 @@ from aegis_protocol.failures.agent import AgentGone
 from aegis_protocol.failures.http import BadRequest, RateLimited
 from aegis_protocol.states import ended
 from aiohttp import hdrs, web
+from sqlalchemy.exc import DBAPIError
 
 from aegis_control.control import Control
 from aegis_control.http.route import Call
@@ -70,6 +71,8 @@ async def job_events(control: Control, call: Call) -> web.StreamResponse:
                 await stream.go_on(changed)
             except (ConnectionError, TimeoutError):
                 log.debug("stream.broken", job_id=job.id)
+            except DBAPIError as exc:
+                log.error("store.failed", detail=str(exc.orig))  # noqa: TRY400
     finally:
         control.metrics.event_streams.dec()
         control.presence.seen(job.id)

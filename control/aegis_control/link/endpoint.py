@@ -23,6 +23,7 @@ from aegis_protocol.failures.agent import AgentGone
 from aegis_protocol.failures.http import BadRequest, OriginRefused, RateLimited, Unavailable
 from aiohttp import WSMsgType, web
 from pydantic import ValidationError
+from sqlalchemy.exc import DBAPIError
 
 from aegis_control.issuer import Issuer
 from aegis_control.jobs import Jobs
@@ -94,6 +95,10 @@ class LinkEndpoint:
         except AegisError as exc:
             await self._refuse(socket, exc, request)
             return socket
+        except DBAPIError as exc:
+            log.error("store.failed", detail=str(exc.orig))  # noqa: TRY400
+            await self._refuse(socket, Unavailable("the store does not answer"), request)
+            return socket
         if link is not None:
             try:
                 await self._live(socket, link)
@@ -151,11 +156,14 @@ class LinkEndpoint:
         return link
 
     async def _live(self, socket: web.WebSocketResponse, link: Link) -> None:
-        await self._tell_owners(link, returned=True)
         async with asyncio.TaskGroup() as group:
             writer = group.create_task(link.write(), name=f"link-{link.agent_id}")
             try:
+                await self._tell_owners(link, returned=True)
                 await self._read(socket, link)
+            except DBAPIError as exc:  # the agent links up again, and says all of it again
+                link.end_cause = "store"
+                log.error("store.failed", detail=str(exc.orig))  # noqa: TRY400
             finally:
                 writer.cancel()
 
@@ -186,8 +194,12 @@ class LinkEndpoint:
             epoch=link.epoch,
             cause=link.end_cause,
         )
-        if current and not self._closing.is_set():
+        if not current or self._closing.is_set():
+            return
+        try:
             await self._tell_owners(link, returned=False)
+        except DBAPIError as exc:
+            log.error("store.failed", detail=str(exc.orig))  # noqa: TRY400
 
     async def _tell_owners(self, link: Link, *, returned: bool) -> None:
         """Tell the clients of the agent's jobs that its link went, or is there again."""

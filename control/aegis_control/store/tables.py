@@ -42,6 +42,13 @@ keys: Final = Table(
     Column("revoked_at", Double),
 )
 
+identities: Final = Table(
+    "identities",
+    metadata,
+    Column("id", String(80), primary_key=True),
+    Column("asked_at", Double, nullable=False),
+)
+
 enroll_tokens: Final = Table(
     "enroll_tokens",
     metadata,
