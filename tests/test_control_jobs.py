@@ -200,6 +200,8 @@ async def test_control_that_stops_ends_streams_and_links_and_says_it_drains(tmp:
             assert "closed" not in kinds  # the agent is not gone, control is
         health = await client.ask("GET", "/health")
         assert (health.status, health.body["status"]) == (503, "draining")
+        late = await client.request()
+        assert (late.status, late.error.code) == (503, "control.unavailable")
         with pytest.raises(aiohttp.WSServerHandshakeError):
             await agent.open()
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Final
 
 from aegis_control.config import ControlConfig
 from aegis_control.deadlines import Deadlines, Graces
@@ -25,10 +26,16 @@ from aegis_control.store import jobs
 from aegis_control.store.database import Database
 from aegis_control.store.jobs import LIVE
 
+_LOOPS_END_S: Final = 6.0
+"""Longer than SQLite waits for a lock."""
+
 
 @dataclass(frozen=True)
 class Control:
-    """stopping: set once; health turns to draining, streams and links end."""
+    """
+    changed   set to have the scheduler look
+    stopping  set once; health turns to draining, streams and links end
+    """
 
     config: ControlConfig
     base_url: str
@@ -46,11 +53,13 @@ class Control:
     signaling: Signaling
     link_endpoint: LinkEndpoint
     deadlines: Deadlines
+    changed: asyncio.Event
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     def stop(self) -> None:
         """Take nothing new, end every stream and link."""
         self.stopping.set()
+        self.changed.set()
         self.hub.notify_all()
         self.link_endpoint.close()
 
@@ -67,13 +76,16 @@ async def running(
     try:
         async with asyncio.TaskGroup() as group:
             loops = [
-                group.create_task(control.placement.run(control.ledger), name="placement"),
-                group.create_task(control.deadlines.run(), name="deadlines"),
+                group.create_task(
+                    control.placement.run(control.ledger, control.stopping), name="placement"
+                ),
+                group.create_task(control.deadlines.run(control.stopping), name="deadlines"),
             ]
             try:
                 yield control
             finally:
                 control.stop()
+                await asyncio.wait(loops, timeout=_LOOPS_END_S)
                 for loop in loops:
                     loop.cancel()
     except BaseExceptionGroup as group_of_one:
@@ -116,6 +128,7 @@ def wire(
         hub=hub,
         presence=presence,
         metrics=metrics,
+        changed=changed,
         links=links,
         ledger=ledger,
         placement=placement,

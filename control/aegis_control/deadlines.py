@@ -24,6 +24,7 @@ from aegis_protocol.failures.http import AgentOffline, JobTimedOut
 from aegis_protocol.states import IllegalMove, JobState
 from sqlalchemy.exc import DBAPIError
 
+from aegis_control.hub import set_within
 from aegis_control.jobs import Jobs
 from aegis_control.link.registry import Links
 from aegis_control.log import get_logger
@@ -97,10 +98,10 @@ class Deadlines:
         self._graces = graces
         self._written: dict[str, float] = {}
 
-    async def run(self) -> None:
-        """Look every second until canceled."""
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Look every second until `stopping` is set. No transaction is cut off."""
         seen_at, forgot_at = 0.0, 0.0
-        while True:
+        while not stopping.is_set():
             now = time.monotonic()
             try:
                 await self.look()
@@ -112,7 +113,7 @@ class Deadlines:
                     await self._forget()
             except DBAPIError as exc:
                 log.error("deadlines.failed", detail=str(exc.orig))  # noqa: TRY400
-            await asyncio.sleep(_LOOK_S)
+            await set_within(stopping, _LOOK_S)
 
     async def look(self) -> None:
         """Do once what is due."""

@@ -40,3 +40,13 @@ class Hub:
             self._listeners[job_id].discard(event)
             if not self._listeners[job_id]:
                 del self._listeners[job_id]
+
+
+async def set_within(event: asyncio.Event, limit_s: float) -> bool:
+    """Wait until `event` is set, `limit_s` at most; tells whether it is."""
+    try:
+        async with asyncio.timeout(limit_s):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True

@@ -50,11 +50,13 @@ class Placement:
         self._changed.set()
         await asyncio.wait([self._upcoming], timeout=_SETTLE_S)
 
-    async def run(self, ledger: Jobs) -> None:
-        """Tick until canceled."""
+    async def run(self, ledger: Jobs, stopping: asyncio.Event) -> None:
+        """Tick until `stopping` is set, and `changed` after it. No transaction is cut off."""
         self._changed.set()
         while True:
             await self._changed.wait()
+            if stopping.is_set():
+                return
             await asyncio.sleep(_GATHER_S)
             self._changed.clear()
             waiters, self._upcoming = self._upcoming, None

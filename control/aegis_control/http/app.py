@@ -67,6 +67,8 @@ def make_app(
 def _served(control: Control, route: Route, door: Door | None) -> Serve:
     async def serve(request: web.Request) -> web.StreamResponse:
         request[_ROUTE] = route.path
+        if control.stopping.is_set() and not route.path.startswith("/health"):
+            raise Unavailable("control is stopping")
         if route.streams:
             answer = await route.endpoint(control, await _call(control, route, request, door))
         else:

@@ -31,6 +31,7 @@ from sqlalchemy.exc import DBAPIError
 
 from aegis_control.control import Control
 from aegis_control.http.route import Call
+from aegis_control.hub import set_within
 from aegis_control.log import get_logger
 from aegis_control.store import agents, events, jobs
 from aegis_control.store.events import StoredEvent
@@ -134,7 +135,7 @@ class _Stream:
                 if time.monotonic() - quiet_since >= self._control.config.keepalive_s:
                     await self._write(KeepAlive(time=time.time()), None)
                     quiet_since = time.monotonic()
-                await _set_within(changed, min(_LOOK_S, self._control.config.keepalive_s))
+                await set_within(changed, min(_LOOK_S, self._control.config.keepalive_s))
 
     async def _snapshot(self, job: JobRecord, agent_name: str | None) -> None:
         await self._write(State(job_id=job.id, state=job.state, reasons=job.reasons), None)
@@ -169,11 +170,3 @@ def _last_event_id(request: web.Request) -> int | None:
     if not text.isascii() or not text.isdigit() or len(text) > 18:
         raise BadRequest("Last-Event-ID: the id of an event of this stream", field="Last-Event-ID")
     return int(text)
-
-
-async def _set_within(event: asyncio.Event, limit_s: float) -> None:
-    try:
-        async with asyncio.timeout(limit_s):
-            await event.wait()
-    except TimeoutError:
-        return
