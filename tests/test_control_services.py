@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import sqlite3
 import stat
 from contextlib import closing
@@ -35,6 +36,8 @@ async def test_the_first_start_makes_a_closed_folder_and_an_operator_key(tmp: Pa
                     assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
             assert stat.S_IMODE((tmp / "s").stat().st_mode) == 0o700
     assert key not in str(logs)
+    with socket.socket(socket.AF_UNIX) as dead:  # what a killed control leaves behind
+        dead.bind(str(tmp / "s" / "control.sock"))
     async with control(tmp / "s") as again:
         assert again.operator_key is None
         async with aiohttp.ClientSession() as session:

@@ -31,6 +31,7 @@ from aegis_protocol.http_api import GrantReply
 from aegis_protocol.states import JobState
 from control_fixtures import FINGERPRINT, Bench, FakeAgent, bench, sdp
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from structlog.testing import capture_logs
 from waiting import until
 
 OTHER_FINGERPRINT = "sha-256:" + ":".join(["EE"] * 32)
@@ -153,8 +154,10 @@ async def test_an_sdp_that_is_not_the_grants_never_reaches_the_agent(tmp: Path) 
             (sdp() + "a=x\u2028a=fingerprint:sha-256 00\r\n", "sdp.invalid"),
             ("x" * 16_385, "request.invalid"),
         ):
-            answer = await client.offer(grant, text)
+            with capture_logs() as logs:
+                answer = await client.offer(grant, text)
             assert (answer.status, answer.error.code) == (400, code)
+            assert [e["code"] for e in logs if e["event"] == "offer.refused"] == [code]
         await client.offer(grant)
         assert (await agent.next(JobOffer)).sdp == sdp()
 

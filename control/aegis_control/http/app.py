@@ -14,6 +14,7 @@ from aegis_protocol.failures.http import (
     BadRequest,
     MethodNotAllowed,
     NotFound,
+    OriginRefused,
     TooLarge,
     Unavailable,
 )
@@ -179,12 +180,10 @@ async def _guarded(
 def _refused(control: Control, request: web.Request, error: AegisError) -> web.Response:
     status = status_of(error.code)
     control.metrics.refusals.labels(code=error.code).inc()
-    noun = {"/grant/request": "grant", "/agents/enroll": "enroll"}.get(request.path, "request")
-    if error.code == "origin.refused":
-        noun = "origin"
+    noun = "origin" if error.code == OriginRefused.code else _NOUNS.get(request.get(_ROUTE, ""))
     report = log.warning if status in _SUSPICIOUS else log.info
     report(
-        f"{noun}.refused",
+        f"{noun or 'request'}.refused",
         code=error.code,
         detail=error.message,
         method=request.method,
@@ -197,6 +196,14 @@ def _refused(control: Control, request: web.Request, error: AegisError) -> web.R
 
 
 _SUSPICIOUS: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+
+_NOUNS: Final = {
+    "/grant/request": "grant",
+    "/agents/enroll": "enroll",
+    "/signaling/{job_id}/offer": "offer",
+    "/signaling/{job_id}/candidate": "candidate",
+}
+"""What is refused at a route, for the log."""
 
 
 def _error(body: ErrorBody, status: HTTPStatus) -> web.Response:
