@@ -16,7 +16,7 @@ from typing import Final
 import structlog
 from aegis_protocol import __version__
 from aegis_protocol.errors import AegisError
-from aegis_protocol.failures.build import BuildFailed, BuildTimedOut
+from aegis_protocol.failures.build import BuildTimedOut
 from aegis_protocol.failures.source import DiskFull
 from aegis_protocol.manifest import Artifact, BuildInfo, Diagnostic, Manifest, canonical
 from aegis_protocol.rpc import BuildResult
@@ -33,15 +33,13 @@ from aegis_agent.disk.trees import hand_over, opened_folder
 from aegis_agent.results import ResultDraft, ResultStore
 from aegis_agent.sandbox import Limits, Mount, Sandbox, SandboxSpec, uninterrupted
 from aegis_agent.source import SourceStore, Workspace
-from aegis_agent.toolchains import BuildPlan, Described, ToolchainKind
+from aegis_agent.toolchains import BuildPlan, ToolchainKind
 from aegis_agent.toolchains.kind import PROJECT
 
 log = structlog.get_logger()
 
 _RESULT_DIAGNOSTICS: Final = 50
 _WORKSPACE_S: Final = 5.0
-_DESCRIBE_S: Final = 120.0
-_DESCRIBE_BYTES: Final = 8 << 20
 _COLORS: Final = {"TERM": "xterm-256color", "PLATFORMIO_FORCE_ANSI": "true"}
 _NO_COLORS: Final = {"TERM": "dumb", "PLATFORMIO_NO_ANSI": "true"}
 _LEAST_MEMORY_BYTES: Final = 2 << 30
@@ -154,15 +152,14 @@ class Build:
             if error is not None:
                 raise error
             reading.tell("artifacts")
-            described = await self._describe(mounts)
             collection = Collection(
                 plan=self._plan,
                 target=request.params.target,
                 source_sha256=request.planned.source_sha256,
-                project=workspace.project,
+                writable={mount.target: mount.source for mount in mounts if mount.writable},
                 sign=self._sign,
             )
-            collecting = asyncio.to_thread(collection.collect, described, draft)
+            collecting = asyncio.to_thread(collection.collect, self._kind, draft)
             made.manifest = await uninterrupted(collecting)
 
     @contextlib.asynccontextmanager
@@ -205,7 +202,7 @@ class Build:
     async def _run_command(
         self, workspace: Workspace, mounts: tuple[Mount, ...], sink: Sink
     ) -> int:
-        spec = self._spec(self._plan.command, mounts, terminal=True)
+        spec = self._spec(mounts)
         cols, rows = self._size
         with BuildTerminal(cols, rows, on_output=sink.take) as terminal:
             self._terminal = terminal
@@ -221,42 +218,21 @@ class Build:
             finally:
                 self._terminal = None
 
-    async def _describe(self, mounts: tuple[Mount, ...]) -> Described:
-        said = b""
-        if self._plan.describe is not None:
-            spec = self._spec(self._plan.describe, mounts, terminal=False)
-            try:
-                captured = await self._sandbox.capture(
-                    spec, deadline_s=_DESCRIBE_S, at_most_bytes=_DESCRIBE_BYTES
-                )
-            except TimeoutError as exc:
-                raise BuildFailed("the toolchain did not say what it built") from exc
-            if captured.status != 0:
-                last = captured.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-                raise BuildFailed(f"the toolchain could not say what it built: {last[:500]}")
-            said = captured.stdout
-        try:
-            return self._kind.described(self._plan, said)
-        except ValueError as exc:
-            raise BuildFailed(f"the toolchain did not say what it built: {exc}") from exc
-
-    def _spec(
-        self, argv: tuple[str, ...], mounts: tuple[Mount, ...], *, terminal: bool
-    ) -> SandboxSpec:
+    def _spec(self, mounts: tuple[Mount, ...]) -> SandboxSpec:
         request = self._request
-        colors = terminal and request.params.terminal.color
         limits = Limits(
             memory_bytes=max(_LEAST_MEMORY_BYTES, request.memory_mb << 20),
             cpu_s=int(request.timeout_s) + 60,
         )
+        colors = _COLORS if request.params.terminal.color else _NO_COLORS
         return SandboxSpec(
-            argv=argv,
-            env={**self._plan.env, **(_COLORS if colors else _NO_COLORS)},
+            argv=self._plan.command,
+            env={**self._plan.env, **colors},
             slot=request.slot,
             mounts=mounts,
             cwd=PROJECT,
             network=self._sandbox.network,
-            terminal=terminal,
+            terminal=True,
             limits=limits,
         )
 

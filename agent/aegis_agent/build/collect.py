@@ -12,11 +12,12 @@ from typing import Final
 from aegis_protocol.failures.build import ArtifactMissing, ArtifactUnsafe, BuildFailed
 from aegis_protocol.manifest import Artifact, FlashImage, Manifest, ToolchainUsed
 from aegis_protocol.signing import manifest_statement
+from pydantic import ValidationError
 
 from aegis_agent.build.bundle import write_bundle
-from aegis_agent.build.opened import copy_out
+from aegis_agent.build.opened import copy_out, read_out
 from aegis_agent.results import ResultDraft
-from aegis_agent.toolchains import BuildPlan, Described
+from aegis_agent.toolchains import BuildPlan, Described, ToolchainKind
 
 BUNDLE: Final = "flash_bundle.tar.gz"
 MANIFEST: Final = "manifest.json"
@@ -24,6 +25,7 @@ SIGNATURE: Final = "manifest.sig"
 
 _IMAGE_BYTES: Final = 64 << 20
 _ELF_BYTES: Final = 512 << 20
+_DESCRIPTION_BYTES: Final = 4 << 20
 _SECTOR: Final = 4096
 _RESERVED: Final = frozenset(
     {BUNDLE, MANIFEST, SIGNATURE, "build.json", "build.log", "diagnostics.json"}
@@ -39,22 +41,26 @@ _COMPILER_WINDOW: Final = 1 << 20
 @dataclass(frozen=True)
 class Collection:
     """
-    project  the workspace's folder, which the build saw as /project
-    sign     the agent's signature over a statement
+    writable  folders in the sandbox that the build wrote in, each with this machine's
+    sign      the agent's signature over a statement
     """
 
     plan: BuildPlan
     target: str
     source_sha256: str
-    project: Path
+    writable: Mapping[str, Path]
     sign: Callable[[bytes], bytes]
 
-    def collect(self, described: Described, draft: ResultDraft) -> Manifest:
+    def collect(self, kind: ToolchainKind, draft: ResultDraft) -> Manifest:
         """
         Put everything into `draft`. Blocks.
 
-        Raises ArtifactMissing, ArtifactUnsafe, BuildFailed (images that overlap).
+        Raises ArtifactMissing, ArtifactUnsafe, BuildFailed (what can't be flashed).
         """
+        try:
+            described = kind.described(self.plan, self._read)
+        except ValueError as exc:
+            raise BuildFailed(f"the toolchain did not say what it built: {_brief(exc)}") from exc
         images = self._images(described, draft)
         elf = self._optional(described.elf, "elf", draft)
         self._optional(described.map, "map", draft)
@@ -121,8 +127,12 @@ class Collection:
         except ArtifactMissing:
             return None
 
+    def _read(self, path: str) -> bytes:
+        root, below = locate(path, self.writable, self.plan.shared)
+        return read_out(root, below, max_bytes=_DESCRIPTION_BYTES)
+
     def _take(self, path: str, kind: str, draft: ResultDraft, *, max_bytes: int) -> Artifact:
-        root, below = locate(path, {"/project": self.project}, self.plan.shared)
+        root, below = locate(path, self.writable, self.plan.shared)
         name = _artifact_name(below.name, [one.name for one in draft.artifacts])
         copy_out(root, below, draft.path(name), max_bytes=max_bytes)
         return draft.add(name, kind)
@@ -138,17 +148,24 @@ def locate(
     shared    read-only folders of a toolchain, whose own links are followed, inside of it
     """
     named = PurePosixPath(path)
-    if ".." not in named.parts:
-        for prefix, folder in writable.items():
-            if named.is_relative_to(prefix):
-                return folder, named.relative_to(prefix)
-        for prefix, folder in shared.items():
-            if named.is_relative_to(prefix):
-                root = folder.resolve()
-                found = root.joinpath(*named.relative_to(prefix).parts).resolve()
-                if found.is_relative_to(root):
-                    return root, PurePosixPath(found.relative_to(root))
+    prefixes = sorted((*writable, *shared), key=len, reverse=True)
+    prefix = next((one for one in prefixes if named.is_relative_to(one)), None)
+    if prefix is not None and ".." not in named.parts:
+        below = named.relative_to(prefix)
+        if prefix in writable:
+            return writable[prefix], below
+        root = shared[prefix].resolve()
+        found = root.joinpath(*below.parts).resolve()
+        if found.is_relative_to(root):
+            return root, PurePosixPath(found.relative_to(root))
     raise ArtifactUnsafe(f"{path[:300]} lies outside of the build", path=path[:300])
+
+
+def _brief(exc: ValueError) -> str:
+    if isinstance(exc, ValidationError):
+        wrong = exc.errors(include_url=False, include_input=False)[0]
+        return f"{'.'.join(str(part) for part in wrong['loc'])}: {wrong['msg']}"[:500]
+    return str(exc)[:500]
 
 
 def _artifact_name(wanted: str, taken: Sequence[str]) -> str:

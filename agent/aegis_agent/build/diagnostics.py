@@ -52,6 +52,7 @@ class DiagnosticReader:
         self.last_line = ""
         self._seen: set[tuple[str, int, int, str]] = set()
         self._script: tuple[str, int] | None = None
+        self._raised: tuple[str, int] | None = None
 
     @property
     def errors(self) -> list[Diagnostic]:
@@ -62,6 +63,8 @@ class DiagnosticReader:
         if not text.strip():
             return
         self.last_line = text
+        if self._raised is not None and not text.startswith("  "):
+            self._raised = None
         if _BANNER.match(text):
             self._banner(text)
         elif ": " in text or text.lstrip().startswith("File "):
@@ -73,16 +76,31 @@ class DiagnosticReader:
         elif match := _LINK_IN_FILE.match(text):
             self._add("error", match["message"], file=match["file"], line=int(match["line"] or 0))
         elif match := _SCRIPT.match(text):
-            self._script = (match["file"], int(match["line"]))
-        elif (match := _RAISED.match(text)) and self._script is not None:
-            (file, line), self._script = self._script, None
-            self._add("error", match["message"], file=file, line=line)
+            self._in_script(match["file"], int(match["line"]))
+        elif match := _RAISED.match(text):
+            self._raise(match["message"].rstrip(": "))
         elif (match := _LINK.match(text)) and not _LINK_NOISE.search(match["message"]):
             message = match["message"]
             severity: Literal["error", "warning"] = "error"
             if message.startswith("warning: "):
                 severity, message = "warning", message.removeprefix("warning: ")
             self._add(severity, message)
+
+    def _in_script(self, file: str, line: int) -> None:
+        """A place in a traceback: SCons says what was raised before it, Python itself after it."""
+        if self._raised is None:
+            self._script = (file, line)
+            return
+        message, at = self._raised
+        del self.found[at:]
+        self._add("error", message, file=file, line=line)
+
+    def _raise(self, message: str) -> None:
+        if self._script is None:
+            self._raised = (message, len(self.found))
+            return
+        (file, line), self._script = self._script, None
+        self._add("error", message, file=file, line=line)
 
     def _gcc(self, match: re.Match[str]) -> None:
         severity = match["severity"].removeprefix("fatal ")
@@ -117,7 +135,7 @@ class DiagnosticReader:
         flag: str = "",
         hint: str = "",
     ) -> None:
-        file = file.removeprefix(_PROJECT)
+        file = file.removeprefix(_PROJECT).removeprefix("./")
         key = (file, line, column, message)
         if key in self._seen or len(self.found) >= MAX_DIAGNOSTICS:
             return

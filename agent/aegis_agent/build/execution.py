@@ -73,3 +73,9 @@ def _check_disk(folder: Path) -> None:
     free = disk.f_bavail * disk.f_frsize
     if free < min(_FLOOR_BYTES, _FLOOR_SHARE * disk.f_blocks * disk.f_frsize):
         raise DiskFull(f"the build filled the agent's disk: {free} bytes are left", free_bytes=free)
+    # Some file systems count no inodes (Btrfs): then there are none to run out of.
+    if disk.f_files and disk.f_favail < _FLOOR_SHARE * disk.f_files:
+        raise DiskFull(
+            f"the build used up the agent's inodes: {disk.f_favail} are left",
+            free_inodes=disk.f_favail,
+        )

@@ -50,13 +50,17 @@ class EscapeFilter:
         self._held = b""
 
     def feed(self, data: bytes) -> bytes:
-        data = self._held + data
-        self._held = b""
-        started = data.rfind(b"\x1b")
-        if started >= 0 and len(data) - started < self._LONGEST:
-            match = ESCAPES.match(data, started)
-            if match is None:
-                data, self._held = data[:started], data[started:]
+        data, self._held = self._held + data, b""
+        at = 0
+        while (at := data.find(b"\x1b", at)) >= 0:
+            match = ESCAPES.match(data, at)
+            if match is not None:
+                at = match.end()
+            elif len(data) - at < self._LONGEST:
+                # It may go on in the next piece.
+                data, self._held = data[:at], data[at:]
+            else:
+                at += 1
         return ESCAPES.sub(b"", data)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -22,6 +23,21 @@ def copy_out(root: Path, path: PurePosixPath, to: Path, *, max_bytes: int) -> No
     Raises ArtifactMissing, or ArtifactUnsafe for a link on the way, for anything but an ordinary
     file, and for one larger than `max_bytes`.
     """
+    try:
+        with to.open("xb") as copy:
+            for chunk in _chunks(root, path, max_bytes):
+                copy.write(chunk)
+    except BaseException:
+        to.unlink(missing_ok=True)
+        raise
+
+
+def read_out(root: Path, path: PurePosixPath, *, max_bytes: int) -> bytes:
+    """Return the content of such a file; raises as `copy_out` does."""
+    return b"".join(_chunks(root, path, max_bytes))
+
+
+def _chunks(root: Path, path: PurePosixPath, max_bytes: int) -> Iterator[bytes]:
     source = _open(root, path)
     try:
         found = os.fstat(source)
@@ -31,11 +47,10 @@ def copy_out(root: Path, path: PurePosixPath, to: Path, *, max_bytes: int) -> No
             raise ArtifactUnsafe(
                 f"{path} has {found.st_size} bytes; {max_bytes} are allowed", path=str(path)
             )
-        with to.open("xb") as copy:
-            left = found.st_size
-            while left and (data := os.read(source, min(left, _CHUNK_BYTES))):
-                copy.write(data)
-                left -= len(data)
+        left = found.st_size
+        while left and (data := os.read(source, min(left, _CHUNK_BYTES))):
+            yield data
+            left -= len(data)
     finally:
         os.close(source)
 

@@ -43,6 +43,14 @@ _TOO_LARGE: Final = re.compile(
     r"^Error: The (?P<what>program|data) size \((?P<used>\d+) bytes\) is greater than maximum "
     r"allowed \((?P<allowed>\d+) bytes\)"
 )
+_IDF_TOO_LARGE: Final = re.compile(
+    r"too small for binary (?P<what>\S+) size (?P<used>0x[0-9a-fA-F]+)"
+)
+_IDF_SIZE: Final = re.compile(
+    r"^\S+ binary size (?P<used>0x[0-9a-fA-F]+) bytes\. Smallest app partition is "
+    r"(?P<total>0x[0-9a-fA-F]+) bytes"
+)
+_COMPLAINT: Final = re.compile(r"^(?:Error: |\w+(?:Error|Exception):(?: |$))")
 _OVERFLOWED: Final = re.compile(r"region [`'](?P<what>[\w.]+)' overflowed by (?P<used>\d+) bytes")
 
 
@@ -90,7 +98,13 @@ class OutputReading:
             self.too_large = TooLarge(match["what"], int(match["used"]), int(match["allowed"]))
         elif match := _OVERFLOWED.search(line):
             self.too_large = self.too_large or TooLarge(match["what"], int(match["used"]), 0)
-        elif line.startswith("Error: ") or re.match(r"^\w+(Error|Exception): ", line):
+        elif match := _IDF_TOO_LARGE.search(line):
+            self.too_large = TooLarge(match["what"], int(match["used"], 16), 0)
+        elif match := _IDF_SIZE.match(line):
+            now = self.size or SizeReport()
+            used, total = int(match["used"], 16), int(match["total"], 16)
+            self.size = now.model_copy(update={"flash_used": used, "flash_total": total})
+        elif _COMPLAINT.match(line):
             self.complaint = self.complaint or line[:500]
         else:
             for pattern, phase in _PHASES:

@@ -30,8 +30,8 @@ from aegis_agent.files import write_atomic
 
 log = structlog.get_logger()
 
-_TASK_ID: Final = re.compile(r"^[A-Za-z0-9_-][A-Za-z0-9_.:@-]{0,79}$")
-_ARTIFACT_NAME: Final = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}$")
+_TASK_ID: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.:@-]{0,79}")
+_ARTIFACT_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
 _INDEX: Final = "result.json"
 
 
@@ -70,7 +70,7 @@ class ResultDraft:
 
     def path(self, name: str) -> Path:
         """Where the file `name` is to be written; ValueError for a name that is none."""
-        if not _ARTIFACT_NAME.match(name):
+        if not _ARTIFACT_NAME.fullmatch(name):
             raise ValueError(f"{name!r} is no artifact's name")
         return self.folder / name
 
@@ -119,7 +119,7 @@ class ResultStore:
 
     def draft(self, identity: str, task_id: str) -> ResultDraft:
         """Begin the result of `task_id`."""
-        if not _TASK_ID.match(task_id):
+        if not _TASK_ID.fullmatch(task_id):
             raise ValueError(f"{task_id!r} is no task's id")
         folder = self._drafts / new_id() / "files"
         folder.mkdir(parents=True, mode=0o700)
@@ -181,7 +181,7 @@ class ResultStore:
             evict(entries, used_bytes=used, needed_bytes=needed_bytes, quota=self._quota_bytes)
 
     def _folder(self, identity: str, task_id: str) -> Path | None:
-        if not _TASK_ID.match(task_id):
+        if not _TASK_ID.fullmatch(task_id):
             return None
         return self._root / sha256(identity.encode()).hexdigest()[:32] / task_id
 

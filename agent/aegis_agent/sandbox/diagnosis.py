@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from aegis_protocol.failures.build import SandboxUnavailable
 
-_SYSCTL = "echo {setting} | sudo tee /etc/sysctl.d/60-aegis-userns.conf && sudo sysctl --system"
+SYSCTL: Final = Path("/proc/sys")
+_SET = "echo {setting} | sudo tee /etc/sysctl.d/60-aegis-userns.conf && sudo sysctl --system"
 
 
 def explained(error: SandboxUnavailable, said: bytes) -> SandboxUnavailable:
@@ -20,6 +22,8 @@ def explained(error: SandboxUnavailable, said: bytes) -> SandboxUnavailable:
 
 
 def _remedy(said: str) -> str:
+    if "execvp" in said:
+        return "The toolchain is not whole: install it again on the agent."
     if "nknown option" in said:
         return "bubblewrap 0.8 or newer is needed (Debian 12, Ubuntu 24.04): upgrade it."
     if _kernel("kernel/apparmor_restrict_unprivileged_userns") == "1":
@@ -29,11 +33,11 @@ def _remedy(said: str) -> str:
             "/etc/apparmor.d/aegis-bwrap && sudo apparmor_parser -r /etc/apparmor.d/aegis-bwrap"
         )
     if _kernel("kernel/unprivileged_userns_clone") == "0":
-        return "This kernel refuses unprivileged user namespaces: " + _SYSCTL.format(
+        return "This kernel refuses unprivileged user namespaces: " + _SET.format(
             setting="kernel.unprivileged_userns_clone=1"
         )
     if _kernel("user/max_user_namespaces") == "0":
-        return "This kernel allows no user namespace: " + _SYSCTL.format(
+        return "This kernel allows no user namespace: " + _SET.format(
             setting="user.max_user_namespaces=15000"
         )
     return (
@@ -46,6 +50,6 @@ def _remedy(said: str) -> str:
 
 def _kernel(setting: str) -> str:
     try:
-        return Path("/proc/sys", setting).read_text().strip()
+        return (SYSCTL / setting).read_text().strip()
     except OSError:
         return ""

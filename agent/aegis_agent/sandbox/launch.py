@@ -1,14 +1,18 @@
 """
-Becomes bubblewrap as the build's user. Run as a program, by its path, with the standard library
-alone: `python -I -S launch.py FD`, where FD holds the order as JSON (`Order` in process.py).
+Starts bubblewrap as the build's user, and guards it. Run as a program, by its path, with the
+standard library alone: `python -I -S launch.py FD`, where FD holds the order as JSON.
 
-    parent    pid that started this; without it nothing is started
+    life_fd   a pipe whose other end the agent holds: at its end everything here is killed
     uid, gid  whom to become; null: stay who we are
     mounts    [[source, name in the staging folder], …], only with a uid
     limits    rlimits by name; `processes` counts from what the user runs already
     bwrap     path
     args_fd   descriptor with bubblewrap's options, each ended by NUL
     command   what bubblewrap runs
+
+It ends, with bubblewrap's status, when no process of the sandbox is left. bubblewrap's own
+--die-with-parent is not enough: pid 1 of the sandbox asks for it a moment after the build has
+begun (do_init in bubblewrap.c), and an agent killed in that moment would leave a build behind.
 
 As root the mounts are taken first, in a mount namespace of our own: bubblewrap then runs as a user
 who could not walk to them (a state directory under /root), and still shows nothing else.
@@ -20,6 +24,7 @@ import ctypes
 import json
 import os
 import resource
+import select
 import signal
 import sys
 from pathlib import Path
@@ -28,7 +33,7 @@ from typing import Any
 STAGING = "/tmp"  # noqa: S108  covered by a tmpfs of our own below
 _CLONE_NEWNS = 0x20000
 _MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_REC, _MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18
-_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -37,6 +42,23 @@ def main() -> None:
         order: dict[str, Any] = json.load(file)
     os.chdir("/")
     os.umask(0o022)
+    os.set_inheritable(order["life_fd"], False)
+    # What bubblewrap leaves behind when it is killed becomes our child, and so can't be missed.
+    _checked(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "subreaper")
+    guard = os.getpid()
+    child = os.fork()
+    if child == 0:
+        try:
+            _become_bwrap(order, guard)
+        except OSError as exc:
+            os.write(2, f"bwrap: launch: {exc}\n".encode())
+        finally:
+            os._exit(1)
+    _forget_descriptors(order["life_fd"])
+    sys.exit(_guarded(child, order["life_fd"]))
+
+
+def _become_bwrap(order: dict[str, Any], guard: int) -> None:
     if order["uid"] is not None:
         _stage(order["mounts"])
     # What the kernel may kill first when memory runs out is a build, never the agent.
@@ -49,10 +71,56 @@ def main() -> None:
     _checked(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     # After the change of user, which would clear it (prctl(2)).
     _checked(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "pdeathsig")
-    if os.getppid() != order["parent"]:
-        sys.exit("the agent is gone")
+    if os.getppid() != guard:
+        return
     words = ["bwrap", "--args", str(order["args_fd"]), "--", *order["command"]]
     os.execv(order["bwrap"], words)  # noqa: S606
+
+
+def _forget_descriptors(life_fd: int) -> None:
+    """Let go of the terminal and all else that is the build's, or its end would never be seen."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(nothing, fd)
+    os.closerange(3, life_fd)
+    os.closerange(life_fd + 1, 65_536)
+
+
+def _guarded(child: int, life_fd: int) -> int:
+    """Wait for `child`'s end or the agent's, whichever is first; return `child`'s status."""
+    child_fd = os.pidfd_open(child)
+    waiting = select.poll()
+    for fd in (child_fd, life_fd):
+        waiting.register(fd, select.POLLIN)
+    waiting.poll()
+    ended, raw = os.waitpid(child, os.WNOHANG)
+    if not ended:
+        os.kill(child, signal.SIGKILL)
+        raw = os.waitpid(child, 0)[1]
+    while True:
+        for orphan in _children():
+            os.kill(orphan, signal.SIGKILL)
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            break
+    status = os.waitstatus_to_exitcode(raw)
+    return status if status >= 0 else 128 - status
+
+
+def _children() -> list[int]:
+    found = []
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit():
+            continue
+        try:
+            stat = Path(entry.path, "stat").read_bytes()
+        except OSError:
+            continue
+        # pid (name) state ppid …, where the name may hold anything
+        if int(stat.rpartition(b")")[2].split()[1]) == os.getpid():
+            found.append(int(entry.name))
+    return found
 
 
 def _stage(mounts: list[list[str]]) -> None:

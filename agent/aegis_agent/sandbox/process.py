@@ -1,11 +1,10 @@
 """
 One sandboxed process from start to end, and that nothing of it is left then.
 
-    agent -> launch.py, which becomes bwrap -> pid 1 of a pid namespace -> the build
+    agent -> launch.py, the guard -> bwrap -> pid 1 of a pid namespace -> the build
 
-The kernel kills a pid namespace with its pid 1, and pid 1 is reaped only after all others in it:
-a pidfd of it that is ready is the proof that no process remains. It dies with bwrap, which dies
-with the agent (PR_SET_PDEATHSIG: with the thread that started it, here the event loop's).
+The kernel kills a pid namespace with its pid 1. The guard ends only when all of this has ended, and
+ends all of it when the agent lets go of its pipe: by `kill`, or by dying.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -43,12 +41,10 @@ class SandboxProcess:
     status  its exit status (128 + signal when killed), None as long as it runs
     """
 
-    def __init__(
-        self, process: asyncio.subprocess.Process, init_fd: int, reports: _Reports
-    ) -> None:
-        self.process = process
+    def __init__(self, guard: asyncio.subprocess.Process, life_fd: int, reports: _Reports) -> None:
         self.status: int | None = None
-        self._init_fd: int | None = init_fd
+        self._guard = guard
+        self._life_fd: int | None = life_fd
         self._reports = reports
 
     async def wait(self) -> int:
@@ -57,43 +53,41 @@ class SandboxProcess:
 
         Raises SandboxUnavailable when bubblewrap itself failed.
         """
-        returncode = await self.process.wait()
-        await self._nothing_left()
+        returncode = await self._guard.wait()
         if self.status is None:
+            # Not written when bubblewrap was killed, or failed before the command ran.
             self.status = await self._reports.number("exit-code", deadline_s=1.0)
         self._close()
-        if self.status is None and returncode > 0:
-            raise SandboxUnavailable("bubblewrap could not make the sandbox", status=returncode)
         if self.status is None:
-            self.status = 128 - returncode
+            if 0 < returncode < 128:
+                raise SandboxUnavailable("bubblewrap could not make the sandbox", status=returncode)
+            self.status = abs(returncode)
         return self.status
 
     async def kill(self) -> None:
         """Kill all of it, and return when nothing is left."""
-        if self._init_fd is not None:
+        self._let_go()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_GONE_S):
+                await self._guard.wait()
+        if self._guard.returncode is None:
+            log.error("sandbox.not_ended", pid=self._guard.pid, deadline_s=_GONE_S)
             with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._init_fd, signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
-        await self.process.wait()
-        await self._nothing_left()
+                self._guard.kill()
         self._close()
 
-    async def _nothing_left(self) -> None:
-        if self._init_fd is None:
-            return
-        # bwrap may end before pid 1 does, where something detached is left in the sandbox.
-        if not await readable(self._init_fd, deadline_s=0):
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._init_fd, signal.SIGKILL)
-            if not await readable(self._init_fd, deadline_s=_GONE_S):
-                log.error("sandbox.not_ended", pid=self.process.pid, deadline_s=_GONE_S)
+    async def started(self) -> bool:
+        """Wait until the sandbox is made; False when it can't be."""
+        return await self._reports.number("child-pid", deadline_s=_START_S) is not None
+
+    def _let_go(self) -> None:
+        if self._life_fd is not None:
+            os.close(self._life_fd)
+            self._life_fd = None
 
     def _close(self) -> None:
+        self._let_go()
         self._reports.close()
-        if self._init_fd is not None:
-            os.close(self._init_fd)
-            self._init_fd = None
 
 
 class _Reports:
@@ -156,29 +150,41 @@ async def start(
             group_fd=group,
         )
         args = _memory(fds, b"".join(os.fsencode(word) + b"\0" for word in words))
-        order = _memory(fds, json.dumps(_order(spec, bwrap, owner, args)).encode())
-        process = await _spawn(
-            [sys.executable, "-I", "-S", str(_LAUNCHER), str(order)],
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            pass_fds=(status_write, passwd, group, args, order),
+        life_read, life_write = os.pipe()
+        fds.callback(os.close, life_read)
+        order = _memory(fds, json.dumps(_order(spec, bwrap, owner, args, life_read)).encode())
+        spawning = asyncio.ensure_future(
+            _spawn(
+                [sys.executable, "-I", "-S", str(_LAUNCHER), str(order)],
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                pass_fds=(status_write, passwd, group, args, life_read, order),
+            )
         )
+        canceled: asyncio.CancelledError | None = None
+        while not spawning.done():
+            try:
+                await asyncio.wait([spawning])
+            except asyncio.CancelledError as exc:
+                # Half spawned nobody could end it.
+                canceled = exc
+    if spawning.exception() is not None:
+        os.close(life_write)
+        reports.close()
+    started = SandboxProcess(spawning.result(), life_write, reports)
+    if canceled is not None:
+        await uninterrupted(started.kill())
+        raise canceled
     try:
-        init = await reports.number("child-pid", deadline_s=_START_S)
-        init_fd = None if init is None else os.pidfd_open(init)
-    except ProcessLookupError:
-        init_fd = None
+        made = await started.started()
     except BaseException:
-        # Killed before it has made its sandbox, or with it: pid 1 dies with bwrap.
-        reports.close()
-        await uninterrupted(_killed(process))
+        await uninterrupted(started.kill())
         raise
-    if init_fd is None:
-        reports.close()
-        await _killed(process)
+    if not made:
+        await uninterrupted(started.kill())
         raise SandboxUnavailable("bubblewrap could not make the sandbox")
-    return SandboxProcess(process, init_fd, reports)
+    return started
 
 
 async def readable(fd: int, *, deadline_s: float) -> bool:
@@ -208,15 +214,11 @@ async def _spawn(argv: Sequence[str], **options: Any) -> asyncio.subprocess.Proc
     )
 
 
-async def _killed(process: asyncio.subprocess.Process) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        process.kill()
-    await process.wait()
-
-
-def _order(spec: SandboxSpec, bwrap: str, owner: Owner | None, args_fd: int) -> dict[str, Any]:
+def _order(
+    spec: SandboxSpec, bwrap: str, owner: Owner | None, args_fd: int, life_fd: int
+) -> dict[str, Any]:
     return {
-        "parent": os.getpid(),
+        "life_fd": life_fd,
         "uid": owner.uid if owner else None,
         "gid": owner.gid if owner else None,
         "mounts": [[str(mount.source), str(n)] for n, mount in enumerate(spec.mounts)],

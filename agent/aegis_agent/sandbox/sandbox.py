@@ -18,6 +18,7 @@ from aegis_agent.sandbox.spec import SandboxSpec
 from aegis_agent.sandbox.uninterrupted import uninterrupted
 from aegis_agent.source.layout import Owner
 
+BWRAP_PATH: Final = "/usr/bin:/bin:/usr/local/bin"
 _CHECK_S: Final = 20.0
 
 
@@ -90,7 +91,7 @@ class Sandbox:
     async def _start(
         self, spec: SandboxSpec, stdin: int, stdout: int, stderr: int
     ) -> SandboxProcess:
-        bwrap = shutil.which("bwrap", path="/usr/bin:/bin:/usr/local/bin")
+        bwrap = shutil.which("bwrap", path=BWRAP_PATH)
         if bwrap is None:
             raise SandboxUnavailable(
                 "bubblewrap is not installed on this agent",

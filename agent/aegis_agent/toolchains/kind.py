@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +14,9 @@ from aegis_agent.sandbox import Mount
 
 PROJECT = "/project"
 """Where every build finds its workspace."""
+
+
+ReadFile = Callable[[str], bytes]
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,8 @@ class BuildPlan:
 
     version      of the toolchain
     platform     what builds for the chip, with its version, for the manifest
-    command      builds
-    describe     prints, after a build, what `ToolchainKind.described` reads; None: nothing needs to
-    env, mounts  what both need
+    command      what builds
+    env, mounts  what it needs besides the project
     shared       folders in the sandbox, each with the toolchain's read-only folder that it shows:
                  images may come from there too
     """
@@ -51,7 +53,6 @@ class BuildPlan:
     platform: str
     environment: str
     command: tuple[str, ...]
-    describe: tuple[str, ...] | None
     env: Mapping[str, str]
     mounts: tuple[Mount, ...]
     shared: Mapping[str, Path]
@@ -106,5 +107,11 @@ class ToolchainKind(Protocol):
     def prepare(self, scratch: Path) -> tuple[Mount, ...]:
         """Make in `scratch`, new and empty, what one build needs for itself; how to mount it."""
 
-    def described(self, plan: BuildPlan, said: bytes) -> Described:
-        """Read what `describe` printed; ValueError when it makes no sense."""
+    def described(self, plan: BuildPlan, read: ReadFile) -> Described:
+        """
+        Return what a build that succeeded has made.
+
+        read  gives the content of a file that the build wrote, by its path in the sandbox
+
+        Raises ValueError when what the build wrote makes no sense, and what `read` raises.
+        """

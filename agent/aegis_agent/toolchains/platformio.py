@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Final
 
 from aegis_protocol.http_api import Toolchain
+from aegis_protocol.model import Wire
 from aegis_protocol.source import SourcePlan
+from pydantic import Field
 
 from aegis_agent import platformio_home
 from aegis_agent.platformio_home import PreflightPlan
 from aegis_agent.sandbox import Mount
 from aegis_agent.toolchains.interpreter import base_prefix
-from aegis_agent.toolchains.kind import BuildPlan, BuildWish, Described, DescribedImage
+from aegis_agent.toolchains.kind import BuildPlan, BuildWish, Described, DescribedImage, ReadFile
 
 _CORE: Final = "/core"
 """Where every build finds its core directory: commands have the path in them."""
-_DEFAULT_APP_OFFSET: Final = 0x10000
+_SCRIPT: Final = "/aegis/platformio_layout.py"
+_LAYOUT: Final = f"{_CORE}/aegis-layout.json"
 _USUAL_NAMES: Final = ("bootloader", "partitions")
 _TARGET: Final = re.compile(r"^[a-z][a-z0-9]{1,19}$")
+
+
+class _LayoutImage(Wire):
+    offset: str = Field(max_length=80)
+    path: str = Field(max_length=4096)
+
+
+class _Layout(Wire):
+    """What platformio_layout.py writes."""
+
+    program: str = Field(min_length=1, max_length=4096)
+    application_offset: str = Field(max_length=80)
+    images: tuple[_LayoutImage, ...] = Field(max_length=31)
 
 
 class PlatformIO:
@@ -61,8 +76,12 @@ class PlatformIO:
             platform=_platform(found),
             environment=found.environment,
             command=tuple(make(self._home, found.environment, jobs=wish.jobs)),
-            describe=tuple(platformio_home.metadata_command(self._home, found.environment)),
-            env=platformio_home.environment(self._home, core=Path(_CORE)),
+            env={
+                **platformio_home.environment(self._home, core=Path(_CORE)),
+                # Added after the project's own: it sees what they have changed.
+                "PLATFORMIO_EXTRA_SCRIPTS": f"post:{_SCRIPT}",
+                "AEGIS_LAYOUT": _LAYOUT,
+            },
             mounts=self._mounts(),
             shared={
                 f"{_CORE}/packages": self._layout.packages,
@@ -75,24 +94,19 @@ class PlatformIO:
         core = platformio_home.prepare_core(self._layout.core, scratch / "core")
         return (Mount(core, _CORE, writable=True),)
 
-    def described(self, plan: BuildPlan, said: bytes) -> Described:
-        facts = _facts(said, plan.environment)
-        program = PurePosixPath(_text(facts, "prog_path"))
-        extra = facts.get("extra")
-        extra = extra if isinstance(extra, dict) else {}
+    def described(self, plan: BuildPlan, read: ReadFile) -> Described:
+        layout = _Layout.model_validate_json(read(_LAYOUT))
+        program = PurePosixPath(layout.program)
         images = [
             DescribedImage(
-                name=_image_name(_text(image, "path")),
-                path=_text(image, "path"),
-                offset=_offset(image.get("offset")),
+                name=_image_name(image.path), path=image.path, offset=_offset(image.offset)
             )
-            for image in extra.get("flash_images", [])
-            if isinstance(image, dict)
+            for image in layout.images
         ]
         app = DescribedImage(
             name="app",
             path=str(program.with_suffix(".bin")),
-            offset=_offset(extra.get("application_offset", _DEFAULT_APP_OFFSET)),
+            offset=_offset(layout.application_offset),
         )
         return Described(
             images=(*images, app),
@@ -106,7 +120,8 @@ class PlatformIO:
         prefix = base_prefix(layout.venv)
         if prefix is not None:
             shown.append(prefix)
-        return tuple(Mount(path.resolve(), str(path)) for path in shown)
+        script = Mount(Path(__file__).with_name("platformio_layout.py").resolve(), _SCRIPT)
+        return (script, *(Mount(path.resolve(), str(path)) for path in shown))
 
     @property
     def _layout(self) -> platformio_home.Layout:
@@ -123,33 +138,11 @@ def _platform(found: PreflightPlan) -> str:
     return f"{name} {found.platform_version}" if found.platform_version else name
 
 
-def _facts(said: bytes, environment: str) -> dict[str, Any]:
-    # A project's scripts may print too: what counts is the last line that is such an object.
-    for line in reversed(said.splitlines()):
-        if not line.startswith(b"{"):
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(value, dict) and isinstance(value.get(environment), dict):
-            facts: dict[str, Any] = value[environment]
-            return facts
-    raise ValueError("PlatformIO did not say where the images are")
-
-
-def _text(facts: dict[str, Any], name: str) -> str:
-    value = facts.get(name)
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"PlatformIO's metadata has no {name}")
-    return value
-
-
-def _offset(value: object) -> int:
+def _offset(text: str) -> int:
     try:
-        return int(value, 0) if isinstance(value, str) else int(value)  # type: ignore[call-overload]
-    except (TypeError, ValueError) as exc:
-        raise ValueError(f"{value!r} is no offset") from exc
+        return int(text, 0)
+    except ValueError:
+        raise ValueError(f"{text[:80]!r} is no offset") from None
 
 
 def _image_name(path: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -12,6 +13,7 @@ from aegis_protocol.failures.toolchain import ProjectNotPlatformIO, ToolchainMis
 from aegis_protocol.http_api import Toolchain
 from aegis_protocol.source import SourcePlan
 
+from aegis_agent.toolchains.esp_idf import EspIdf
 from aegis_agent.toolchains.kind import ToolchainKind
 from aegis_agent.toolchains.platformio import PlatformIO
 
@@ -26,20 +28,27 @@ class Toolchains:
 
     def __init__(self, kinds: Iterable[tuple[ToolchainKind, Toolchain]]) -> None:
         found = list(kinds)
-        self._kinds = {toolchain.kind: kind for kind, toolchain in found}
+        # Of several versions of one kind the newest stands first, and builds.
+        self._kinds = {toolchain.kind: kind for kind, toolchain in reversed(found)}
         self.found: tuple[Toolchain, ...] = tuple(toolchain for _, toolchain in found)
         self.targets: tuple[str, ...] = tuple(
             sorted({target for toolchain in self.found for target in toolchain.targets})
         )
 
     @classmethod
-    async def detect(cls, *, platformio_home: Path) -> Self:
+    async def detect(
+        cls, *, platformio_home: Path, environ: Mapping[str, str] | None = None
+    ) -> Self:
         """
         Look for what is installed. A toolchain that came later is seen by the next call.
 
         platformio_home  as `platformio_home.install` makes it
+        environ          where IDF_PATH, IDF_TOOLS_PATH and HOME say what there is of ESP-IDF;
+                         this process's by default
         """
+        environ = os.environ if environ is None else environ
         table: list[ToolchainKind] = [PlatformIO(platformio_home)]
+        table += EspIdf.installations(environ, Path(environ.get("HOME") or "/nonexistent"))
         found = []
         for kind in table:
             toolchain = await asyncio.to_thread(kind.detect)
@@ -69,6 +78,10 @@ class Toolchains:
         for kind in self._kinds.values():
             if kind.recognizes(plan):
                 return kind
-        if PlatformIO.is_project(plan):
-            raise ToolchainMissing("the project is for PlatformIO, which this agent does not have")
+        for name, is_project in (
+            ("PlatformIO", PlatformIO.is_project),
+            ("ESP-IDF", EspIdf.is_project),
+        ):
+            if is_project(plan):
+                raise ToolchainMissing(f"the project is for {name}, which this agent has not got")
         raise ProjectNotPlatformIO("there is no platformio.ini in the project's folder")
