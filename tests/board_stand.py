@@ -3,6 +3,7 @@ Boards for the agent's tests: virtual ones, in the hands of the agent's own code
 
     hello        the fixture `hello`, built for an esp32p4 once a session
     held         a board's device as the registry would give it to a job
+    running      a board that has `hello` on its flash
     blob         an image that no compression makes smaller
 """
 
@@ -12,19 +13,22 @@ import asyncio
 import hashlib
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aegis_agent.boards import BoardDevice, Console, FlashJob, ports
 from aegis_agent.boards.flashing import FlashLimits
-from aegis_agent.virtual_board.spawn import VirtualBoard
+from aegis_agent.virtual_board.spawn import VirtualBoard, virtual_board
 from aegis_links.spool import Piece, Spool
 from aegis_protocol.manifest import FlashImage, FlashSettings
 from fixtures_platformio import copy_fixture
 
 CHIP = "esp32p4"
+FLASH_BYTES = 16 << 20
 OFFSETS = {"bootloader": 0x2000, "partitions": 0x8000, "app": 0x10000}
 HEARD_WITHIN_S = 15.0
 
@@ -147,3 +151,14 @@ async def until_said(
     except TimeoutError as exc:
         raise TimeoutError(f"{pattern!r} is not in {said(console.spool)!r}") from exc
     return match
+
+
+@asynccontextmanager
+async def running(firmware: Firmware, folder: Path, **settings: Any) -> AsyncIterator[VirtualBoard]:
+    """A board whose flash holds `firmware` already."""
+    flash = bytearray(b"\xff" * FLASH_BYTES)
+    for image, path in firmware.job.images:
+        flash[image.offset : image.offset + image.size_bytes] = path.read_bytes()
+    (folder / "flash.bin").write_bytes(flash)
+    async with virtual_board(chip=CHIP, flash_file=folder / "flash.bin", **settings) as board:
+        yield board

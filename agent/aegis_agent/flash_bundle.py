@@ -52,6 +52,8 @@ def _unpacked(stream: _Unzipped, into: Path) -> tuple[Manifest, FlashImages]:
     wanted = {image.path: image for image in manifest.images}
     if len(wanted) != len(manifest.images):
         raise ImageInvalid("the manifest names one file twice")
+    if sum(image.size_bytes for image in manifest.images) > MAX_BUNDLE_BYTES:
+        raise ImageInvalid("the images together are larger than any board's flash")
     found: dict[str, Path] = {}
     may_be_signed = True
     for name, size_bytes in _members(stream):

@@ -130,13 +130,14 @@ class Console:
         return self._error
 
     async def close(self) -> None:
-        """Close the port and finish the spool; doing it twice is harmless."""
+        """Close the port and the spool, which can still be read; doing it twice is harmless."""
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait([self._keeper])
         async with self._port_lock:
             await self._close_port()
             self._end(None)
+            self.spool.close()
 
     async def _keep(self) -> None:
         """Open the port again whenever it went away by itself, until it stays away too long."""

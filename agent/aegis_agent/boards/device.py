@@ -153,7 +153,6 @@ class BoardDevice:
                 self._check_usable()
             except BaseException:
                 await uninterrupted(console.close())
-                spool.close()
                 shutil.rmtree(spool_dir, ignore_errors=True)
                 raise
             self._console = console

@@ -15,7 +15,6 @@ from serial.tools import list_ports
 
 log = structlog.get_logger()
 
-_POLL_S: Final = 2.0
 _NO_SERIAL: Final = frozenset({"", "0001", "0000", "000000000000"})
 """What adapters report that have no serial number of their own (CP210x, CH340)."""
 
@@ -49,15 +48,15 @@ def usb_boards() -> tuple[UsbBoard, ...]:
     return tuple(boards)
 
 
-async def changes() -> AsyncGenerator[None, None]:
-    """Yield at once, then whenever serial devices may have changed: events, or every 2 s."""
+async def changes(poll_s: float) -> AsyncGenerator[None, None]:
+    """Yield at once, then whenever serial devices may have changed: at each event, or `poll_s`."""
     changed = asyncio.Event()
     with contextlib.ExitStack() as stack:
         _listen(changed, stack)
         while True:
             yield
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_POLL_S):
+                async with asyncio.timeout(poll_s):
                     await changed.wait()
             changed.clear()
 
@@ -71,7 +70,7 @@ def _listen(changed: asyncio.Event, stack: contextlib.ExitStack) -> None:
         monitor.filter_by("tty")
         monitor.start()
     except (ImportError, OSError) as exc:
-        log.info("udev.unavailable", detail=str(exc), poll_s=_POLL_S)
+        log.info("udev.unavailable", detail=str(exc))
         return
     loop = asyncio.get_running_loop()
 

@@ -31,6 +31,7 @@ from aegis_agent.config import StaticBoard
 log = structlog.get_logger()
 
 _SPOOL_BYTES: Final = 256 * 1024 * 1024
+_POLL_S: Final = 2.0
 
 
 @dataclass
@@ -60,6 +61,7 @@ class BoardRegistry:
     """
     static     boards of the configuration; one that is on USB too is listed once, as static
     on_change  called with all boards whenever one comes, goes, or is learned about
+    poll_s     how often ports are looked for that no event tells of
     """
 
     def __init__(
@@ -70,11 +72,13 @@ class BoardRegistry:
         state_dir: Path,
         on_change: Callable[[tuple[Board, ...]], None],
         spool_bytes: int = _SPOOL_BYTES,
+        poll_s: float = _POLL_S,
     ) -> None:
         self._static = tuple(static)
         self._discover = discover
         self._on_change = on_change
         self._spool_bytes = spool_bytes
+        self._poll_s = poll_s
         self._memory = BoardMemory(state_dir / "boards.json")
         self._rows: dict[str, _Row] = {}
         self._holdings: dict[str, _Holding] = {}
@@ -85,7 +89,7 @@ class BoardRegistry:
 
     async def run(self) -> None:
         """Keep the list true until canceled."""
-        async with aclosing(changes()) as changed:
+        async with aclosing(changes(self._poll_s)) as changed:
             async for _ in changed:
                 try:
                     await self.looked()
