@@ -11,7 +11,8 @@ import pytest
 import structlog
 from aegis_control import log
 from aegis_control.commands.config_commands import show
-from aegis_control.config import ConfigInvalid, ControlConfig, env_names, load
+from aegis_control.config import ConfigInvalid, ControlConfig
+from aegis_control.config_sources import env_names, load
 from pydantic import SecretStr
 
 

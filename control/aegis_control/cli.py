@@ -72,7 +72,7 @@ def serve(
     """Run the control plane until SIGTERM or Ctrl-C."""
     from aegis_control import log
     from aegis_control import serve as server
-    from aegis_control.config import load
+    from aegis_control.config_sources import load
 
     loaded = load(listen=listen, state_dir=state_dir, public_base_url=public_base_url)
     config = loaded.config

@@ -1,5 +1,5 @@
 """
-Control's settings: read once, from the environment and two env files, into a frozen model.
+Control's settings: read once into a frozen model (`config_sources` says from where).
 
 Order, the first that has a value wins: a command's option, the environment,
 `/etc/aegis/control.env`, `/etc/aegis/secrets.env`, the default (`AEGIS_CONFIG_DIR` names another
@@ -11,8 +11,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
@@ -20,7 +18,7 @@ from urllib.parse import urlsplit
 from aegis_protocol.channels import ChannelName
 from aegis_protocol.errors import AegisError
 from aegis_protocol.grant import MAX_GRANT_LIFE_S
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -34,7 +32,6 @@ DEFAULT_PORT: Final = 8470
 DEFAULT_LISTEN: Final = f"127.0.0.1:{DEFAULT_PORT}"
 
 _LISTEN: Final = re.compile(r"^(?P<host>\[[0-9a-fA-F:.]+\]|[^:\s]+):(?P<port>\d{1,5})$")
-_NAME: Final = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 _STUN: Final = re.compile(r"^stuns?:[^\s?@/]+$")
 _TURN: Final = re.compile(r"^turns?:[^\s?@/]+(\?transport=(udp|tcp))?$")
 
@@ -228,96 +225,6 @@ class ControlConfig(BaseSettings):
         return f"sqlite+aiosqlite:///{self.state_dir.absolute() / 'control.db'}"
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """The settings in force, and where each came from, by its environment name."""
-
-    config: ControlConfig
-    origins: Mapping[str, str]
-    unknown: tuple[str, ...]
-    """`NAME in FILE` of lines in control.env that are no setting of control."""
-    unreadable: tuple[str, ...]
-    """Files that this user may not read: under systemd they come by the environment."""
-
-
-def env_names() -> dict[str, str]:
-    """Return every field's environment name, by field."""
-    return {name: str(field.validation_alias) for name, field in ControlConfig.model_fields.items()}
-
-
-def load(**options: Any) -> Loaded:
-    """
-    Return the settings in force; `options` are fields given on the command line (None: not given).
-
-    Raises ConfigInvalid, which names the setting by its environment name.
-    """
-    folder = Path(os.environ.get("AEGIS_CONFIG_DIR") or "/etc/aegis")
-    files = [folder / "control.env", folder / "secrets.env"]
-    layers = [("environment", dict(os.environ))]
-    unreadable = []
-    for path in files:
-        try:
-            layers.append((str(path), read_env_file(path)))
-        except PermissionError:
-            layers.append((str(path), {}))
-            unreadable.append(str(path))
-    given: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    for field, name in env_names().items():
-        origins[name] = "default"
-        if options.get(field) is not None:
-            given[field], origins[name] = options[field], "option"
-            continue
-        for origin, values in layers:
-            if values.get(name, "") != "":
-                given[field], origins[name] = values[name], origin
-                break
-    try:
-        config = ControlConfig(**given)
-    except ValidationError as exc:
-        raise _invalid(exc, origins) from exc
-    known = set(env_names().values())
-    unknown = [
-        f"{name} in {origin}"
-        for origin, values in layers[1:2]
-        for name in values
-        if name not in known
-    ]
-    return Loaded(config, origins, tuple(unknown), tuple(unreadable))
-
-
-def read_env_file(path: Path) -> dict[str, str]:
-    """
-    Return the `NAME=value` lines of `path`; nothing when the file is not there.
-
-    Blank lines and lines that begin with # are skipped; one pair of quotes around a value is taken
-    off, as systemd does. Raises ConfigInvalid with the line's number, never with its text, and
-    PermissionError when the file is not for this user.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return {}
-    except PermissionError:
-        raise
-    except (OSError, UnicodeDecodeError) as exc:
-        why = exc.strerror if isinstance(exc, OSError) else "not UTF-8"
-        raise ConfigInvalid(f"{path} can't be read: {why}", path=str(path)) from exc
-    values: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        stripped = line.strip()
-        if not stripped or stripped.startswith("#"):
-            continue
-        name, sign, value = stripped.partition("=")
-        if not sign or not _NAME.match(name.strip()):
-            raise ConfigInvalid(f"{path}, line {number}: not NAME=value", path=str(path))
-        value = value.strip()
-        if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
-            value = value[1:-1]
-        values[name.strip()] = value
-    return values
-
-
 def check_origin(origin: str) -> None:
     """Raise ValueError unless `origin` is exact: scheme and host, no path, slash or wildcard."""
     parts = urlsplit(origin)
@@ -345,14 +252,3 @@ def default_state_dir() -> Path:
 
 def _given(*secrets: SecretStr | None) -> tuple[str, ...]:
     return tuple(s.get_secret_value() for s in secrets if s and s.get_secret_value().strip())
-
-
-def _invalid(exc: ValidationError, origins: Mapping[str, str]) -> ConfigInvalid:
-    wrong = exc.errors(include_url=False, include_input=False)[0]
-    field = str(wrong["loc"][0]) if wrong["loc"] else ""
-    names = env_names()
-    name = names.get(field, field)
-    detail = wrong["msg"].removeprefix("Value error, ")
-    origin = origins.get(name, "default")
-    where = f" (from {origin})" if origin not in ("default", "environment") else ""
-    return ConfigInvalid(f"{name}{where}: {detail}" if name else detail, setting=name)

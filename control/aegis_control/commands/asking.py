@@ -10,7 +10,7 @@ import typer
 from aegis_protocol.failures.http import ControlAnswerInvalid, KeyMissing
 from pydantic import BaseModel, ValidationError
 
-from aegis_control.config import load
+from aegis_control.config_sources import load
 from aegis_control.state_dir import StateDir
 
 Model = TypeVar("Model", bound=BaseModel)

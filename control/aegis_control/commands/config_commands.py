@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aegis_control.commands.asking import Json
-from aegis_control.config import Loaded, env_names, load
+from aegis_control.config_sources import Loaded, env_names, load
 
 app = typer.Typer(help="Settings.", no_args_is_help=True)
 

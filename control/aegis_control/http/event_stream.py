@@ -147,7 +147,7 @@ class _Stream:
         await self._write(
             Assigned(job_id=job.id, agent_id=job.agent_id, agent_name=agent_name or ""), None
         )
-        if self._control.links.find(job.agent_id) is None:
+        if not self._control.links.is_there(job.agent_id):
             gone = AgentGone("the agent has no link to control", agent_id=job.agent_id)
             await self._write(Closed(job_id=job.id, error=gone.body()), None)
 

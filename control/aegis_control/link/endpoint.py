@@ -28,12 +28,13 @@ from sqlalchemy.exc import DBAPIError
 from aegis_control.issuer import Issuer
 from aegis_control.jobs import Jobs
 from aegis_control.link.frames import Frames
-from aegis_control.link.greeting import authenticate, settle
+from aegis_control.link.greeting import authenticate, begin, settle
 from aegis_control.link.link import Link
 from aegis_control.link.registry import Links
 from aegis_control.log import get_logger
 from aegis_control.metrics import Metrics
 from aegis_control.store import jobs
+from aegis_control.store.agents import AgentRecord
 from aegis_control.store.database import Database
 from aegis_control.store.jobs import LIVE
 
@@ -131,10 +132,25 @@ class LinkEndpoint:
             return None
         if not isinstance(hello, Hello):
             raise BadRequest("a link begins with hello", frame=hello.type)
-        record, epoch = await authenticate(
-            self._database, hello, nonce=nonce, base_url=self._base_url
-        )
-        self._links.supersede(record.id)
+        known = await authenticate(self._database, hello, nonce=nonce, base_url=self._base_url)
+        link: Link | None = None
+        superseded = self._links.supersede(known.id)
+        try:
+            with self._links.arriving(known.id):
+                link = await self._welcome(socket, request, known, hello)
+        finally:
+            if superseded and link is None:
+                await self._tell_gone(known.id, known.name)
+        return link
+
+    async def _welcome(
+        self,
+        socket: web.WebSocketResponse,
+        request: web.Request,
+        known: AgentRecord,
+        hello: Hello,
+    ) -> Link | None:
+        record, epoch = await begin(self._database, known, hello)
         found = await settle(self._ledger, record.id, hello.jobs)
         welcome = Welcome(
             protocol=PROTOCOL_VERSION,
@@ -159,7 +175,7 @@ class LinkEndpoint:
         async with asyncio.TaskGroup() as group:
             writer = group.create_task(link.write(), name=f"link-{link.agent_id}")
             try:
-                await self._tell_owners(link, returned=True)
+                await self._tell_back(link)
                 await self._read(socket, link)
             except DBAPIError as exc:  # the agent links up again, and says all of it again
                 link.end_cause = "store"
@@ -197,21 +213,22 @@ class LinkEndpoint:
         if not current or self._closing.is_set():
             return
         try:
-            await self._tell_owners(link, returned=False)
+            await self._tell_gone(link.agent_id, link.name)
         except DBAPIError as exc:
             log.error("store.failed", detail=str(exc.orig))  # noqa: TRY400
 
-    async def _tell_owners(self, link: Link, *, returned: bool) -> None:
-        """Tell the clients of the agent's jobs that its link went, or is there again."""
+    async def _tell_back(self, link: Link) -> None:
+        """Tell the clients of the agent's jobs that it has a link."""
         async with self._ledger.change() as change:
             for job in await jobs.in_states(change.conn, LIVE, agent_id=link.agent_id):
-                if returned:
-                    await change.tell(job.id, State(job_id=job.id, state=job.state))
-                else:
-                    gone = AgentGone(
-                        f"the agent {link.name} lost its link to control", agent_id=link.agent_id
-                    )
-                    await change.tell(job.id, Closed(job_id=job.id, error=gone.body()))
+                await change.tell(job.id, State(job_id=job.id, state=job.state))
+
+    async def _tell_gone(self, agent_id: str, name: str) -> None:
+        """Tell the clients of the agent's jobs that it has none any more."""
+        gone = AgentGone(f"the agent {name} lost its link to control", agent_id=agent_id)
+        async with self._ledger.change() as change:
+            for job in await jobs.in_states(change.conn, LIVE, agent_id=agent_id):
+                await change.tell(job.id, Closed(job_id=job.id, error=gone.body()))
 
     async def _receive(self, socket: web.WebSocketResponse) -> ToControl | None:
         """The next frame that this version knows; None when the socket is closed."""

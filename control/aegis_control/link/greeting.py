@@ -28,9 +28,9 @@ _CLOCK_SKEW_S = 5.0
 
 async def authenticate(
     database: Database, hello: Hello, *, nonce: str, base_url: str
-) -> tuple[AgentRecord, int]:
+) -> AgentRecord:
     """
-    Return the agent that says `hello`, and its link's epoch.
+    Return the agent that says `hello`.
 
     Raises VersionMismatch, LinkRefused.
     """
@@ -57,10 +57,15 @@ async def authenticate(
     skew_s = hello.clock - time.time()
     if abs(skew_s) > _CLOCK_SKEW_S:
         log.warning("agent.clock_skewed", agent_id=hello.agent_id, skew_s=round(skew_s, 1))
-    return await _begin(database, record, hello)
+    return record
 
 
-async def _begin(database: Database, record: AgentRecord, hello: Hello) -> tuple[AgentRecord, int]:
+async def begin(database: Database, record: AgentRecord, hello: Hello) -> tuple[AgentRecord, int]:
+    """
+    Keep what the agent says of itself, and return it with its link's epoch, one higher.
+
+    Raises LinkRefused when it was removed in this moment.
+    """
     async with database.write() as conn:
         if hello.name != record.name:
             if await agents.named(conn, hello.name) is None:

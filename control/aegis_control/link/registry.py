@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Final
 
 from aegis_protocol.failures.http import AgentOffline, LinkSuperseded
 
 from aegis_control.link.link import Link
+from aegis_control.log import get_logger
 from aegis_control.metrics import Metrics
+
+log = get_logger("link")
+
+_MINUTE_S: Final = 60.0
+_MAX_PER_MINUTE: Final = 3
 
 
 class Links:
@@ -17,6 +26,8 @@ class Links:
     def __init__(self, metrics: Metrics, *, on_change: Callable[[], None]) -> None:
         self._links: dict[str, Link] = {}
         self._down_since: dict[str, float] = {}
+        self._superseded_at: dict[str, list[float]] = {}
+        self._arriving: Counter[str] = Counter()
         self._metrics = metrics
         self._on_change = on_change
 
@@ -36,12 +47,41 @@ class Links:
             raise AgentOffline("the agent has no link to control right now", agent_id=agent_id)
         return link
 
-    def supersede(self, agent_id: str) -> None:
-        """Close the agent's link, if it has one, because a newer `hello` is here."""
-        old = self._links.pop(agent_id, None)
-        if old is not None:
-            self._down_since[agent_id] = time.monotonic()
-            self._superseded(old)
+    def is_there(self, agent_id: str) -> bool:
+        """Tell whether the agent has a link, or is being welcomed on a new one."""
+        return agent_id in self._links or agent_id in self._arriving
+
+    @contextmanager
+    def arriving(self, agent_id: str) -> Iterator[None]:
+        """While the block lasts the agent is being welcomed."""
+        self._arriving[agent_id] += 1
+        try:
+            yield
+        finally:
+            self._arriving[agent_id] -= 1
+            if not self._arriving[agent_id]:
+                del self._arriving[agent_id]
+
+    def supersede(self, agent_id: str) -> bool:
+        """
+        Close the agent's link because a newer `hello` is here; False when it has none.
+
+        Raises LinkSuperseded when that happened too often within a minute: two processes have the
+        same key and would take the link from each other for ever. The present link stays then.
+        """
+        if agent_id not in self._links:
+            return False
+        now = time.monotonic()
+        recent = [at for at in self._superseded_at.get(agent_id, ()) if now - at < _MINUTE_S]
+        if len(recent) >= _MAX_PER_MINUTE:
+            log.warning("agent.key_cloned", agent_id=agent_id, within_s=_MINUTE_S)
+            raise LinkSuperseded(
+                "this agent's key is in use by several processes", agent_id=agent_id
+            )
+        self._superseded_at[agent_id] = [*recent, now]
+        self._down_since[agent_id] = now
+        self._superseded(self._links.pop(agent_id))
+        return True
 
     def add(self, link: Link) -> None:
         """Make `link` the agent's own; of two, the one with the higher epoch stays."""
