@@ -29,6 +29,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 Files = Mapping[str, bytes]
 
+UID_BASE = 200_000 + os.getpid() % 20_000 * 16
+
 
 def fixture(name: str) -> dict[str, bytes]:
     """The files of a firmware fixture."""
@@ -132,7 +134,7 @@ class BuildStand:
         self.key = Ed25519PrivateKey.generate()
         self.sources = SourceStore(self.state / "source", quota_bytes=quota_bytes)
         self.results = ResultStore(self.state / "results", quota_bytes=quota_bytes)
-        self.sandbox = sandbox or Sandbox()
+        self.sandbox = sandbox or our_sandbox()
         self.builder = Builder(
             sources=self.sources,
             results=self.results,
@@ -226,19 +228,27 @@ def as_ordinary_user(uid: int, code: str, *arguments: str) -> subprocess.Complet
     )
 
 
-def processes_of(uid: int) -> list[str]:
-    """The command lines of what runs as `uid`."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and entry.stat().st_uid == uid:
-                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        except OSError:
-            continue
-    return found
+def our_sandbox() -> Sandbox:
+    """A sandbox whose builds run as users that no other run of the tests has."""
+    return Sandbox(uid_base=UID_BASE)
 
 
 def build_uid(slot: int = 0) -> int:
     """Who builds of `slot` run as here."""
-    owner = Sandbox().owner(slot)
+    owner = our_sandbox().owner(slot)
     return owner.uid if owner else os.getuid()
+
+
+def alive(word: str = "", slot: int = 0) -> list[str]:
+    """The command lines with `word` in them of what builds of `slot` run now."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and entry.stat().st_uid == build_uid(slot):
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                # An ordinary user runs more than builds.
+                if word in line and (os.geteuid() == 0 or word or "bwrap --args" in line):
+                    found.append(line)
+        except OSError:
+            continue
+    return found

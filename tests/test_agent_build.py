@@ -11,7 +11,6 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from aegis_agent.sandbox import Sandbox
 from aegis_agent.toolchains import Toolchains
 from aegis_protocol.failures.build import (
     ArtifactMissing,
@@ -30,7 +29,7 @@ from aegis_protocol.failures.toolchain import (
 )
 from aegis_protocol.manifest import Manifest
 from aegis_protocol.signing import manifest_statement, verified
-from build_stand import BuildStand, Progress, Screen, as_ordinary_user, fixture, plan_of
+from build_stand import BuildStand, Progress, Screen, as_ordinary_user, build_uid, fixture, plan_of
 from fixtures_platformio import platformio_home
 
 __all__ = ["platformio_home"]
@@ -271,8 +270,7 @@ async def test_two_builds_of_two_slots_run_as_two_users(stand: BuildStand) -> No
     await stand.build(fixture("hello"), identity="alice", slot=0)
     await stand.build(fixture("hello"), identity="bob", slot=1)
     owners = {path.stat().st_uid for path in stand.state.glob("source/workspaces/*/*/project")}
-    sandbox = Sandbox()
-    assert owners == {owner.uid for slot in (0, 1) if (owner := sandbox.owner(slot))}
+    assert owners == {build_uid(0), build_uid(1)}
 
 
 BY_AN_ORDINARY_USER = """

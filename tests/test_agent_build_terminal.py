@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from aegis_agent.toolchains import Toolchains
 from aegis_protocol.failures.build import BuildFailed, BuildSilent, BuildTimedOut
-from build_stand import BuildStand, Progress, Screen, build_uid, fixture, processes_of, with_script
+from build_stand import BuildStand, Progress, Screen, alive, fixture, with_script
 from fixtures_platformio import platformio_home
 from waiting import until
 
@@ -110,13 +110,12 @@ subprocess.run(["riscv64-unknown-elf-gcc", "-x", "c", "-c", "-o", "/tmp/x.o", "-
 """
     build = await stand.prepare(with_script(fixture("hello"), script), task_id="t1")
     running = asyncio.create_task(build.run(screen, Progress()))
-    await until(lambda: any("cc1" in line for line in processes_of(build_uid())), within_s=20)
-    assert any("sleep 92" in line for line in processes_of(build_uid()))
+    await until(lambda: alive("cc1"), within_s=20)
+    assert alive("sleep 92")
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    left = processes_of(build_uid())
-    assert not [line for line in left if "sleep 92" in line or "cc1" in line]
+    assert not alive()
     assert [one.name for one in stand.results.artifacts("alice", "t1")] == [
         "build.json", "build.log", "diagnostics.json",
     ]  # fmt: skip
@@ -133,7 +132,7 @@ async def test_a_build_may_be_canceled_at_any_moment(stand: BuildStand) -> None:
             await asyncio.sleep(0.01)
         running.cancel()
         await asyncio.wait([running])
-        assert not [line for line in processes_of(build_uid()) if "platformio" in line]
+        assert not alive()
     assert (await stand.build(fixture("hello"))).error is None
 
 
@@ -144,7 +143,7 @@ async def test_a_build_that_takes_too_long_is_killed(stand: BuildStand) -> None:
     assert isinstance(outcome.error, BuildTimedOut)
     assert 2 <= outcome.result.duration_s < 10
     assert stand.results.artifacts("alice", "t1")
-    assert not [line for line in processes_of(build_uid()) if "platformio" in line]
+    assert not alive()
 
 
 async def test_a_build_that_says_nothing_for_too_long_is_killed(
@@ -155,7 +154,7 @@ async def test_a_build_that_says_nothing_for_too_long_is_killed(
     outcome = await stand.build(with_script(fixture("hello"), "import time\ntime.sleep(93)\n"))
     assert isinstance(outcome.error, BuildSilent)
     assert outcome.result.duration_s < 15
-    assert not [line for line in processes_of(build_uid()) if "platformio" in line]
+    assert not alive()
 
 
 async def test_progress_comes_at_most_ten_times_a_second(stand: BuildStand) -> None:

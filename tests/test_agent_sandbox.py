@@ -12,7 +12,7 @@ import pytest
 from aegis_agent.sandbox import Captured, Limits, Mount, Sandbox, SandboxSpec
 from aegis_agent.sandbox.diagnosis import explained
 from aegis_protocol.failures.build import SandboxUnavailable
-from build_stand import build_uid, processes_of
+from build_stand import alive, build_uid, our_sandbox
 
 pytestmark = pytest.mark.requires("bwrap")
 ENV = {"PATH": "/usr/bin:/bin"}
@@ -20,7 +20,7 @@ ENV = {"PATH": "/usr/bin:/bin"}
 
 async def run(*argv: str, **options: object) -> Captured:
     spec = SandboxSpec(argv=argv, env=ENV, slot=0, **options)  # type: ignore[arg-type]
-    return await Sandbox().capture(spec, deadline_s=30)
+    return await our_sandbox().capture(spec, deadline_s=30)
 
 
 async def shell(script: str, **options: object) -> Captured:
@@ -37,7 +37,7 @@ def workspace(tmp: Path) -> Path:
 
 
 async def test_it_works_here() -> None:
-    await Sandbox().check()
+    await our_sandbox().check()
 
 
 async def test_it_is_nobody_and_can_become_nobody_else() -> None:
@@ -135,7 +135,7 @@ async def test_a_fork_bomb_stays_within_its_bound() -> None:
     done = await shell(script, limits=Limits(processes=50))
     assert done.status != 0
     assert b"fork" in done.stderr
-    assert not any("sleep 60" in line for line in processes_of(build_uid()))
+    assert not alive("sleep 60")
 
 
 async def test_memory_and_file_sizes_have_bounds(tmp: Path) -> None:
@@ -160,19 +160,19 @@ async def test_its_own_disk_in_memory_has_a_bound() -> None:
 
 async def test_what_it_leaves_in_the_background_ends_with_it() -> None:
     await shell("setsid sleep 71 & setsid nohup sleep 71 >/dev/null 2>&1 & exit 0")
-    assert not any("sleep 71" in line for line in processes_of(build_uid()))
+    assert not alive("sleep 71")
 
 
 async def test_a_deadline_leaves_nothing_running() -> None:
     spec = SandboxSpec(argv=("sh", "-c", "sleep 72 & sleep 72"), env=ENV, slot=0)
     with pytest.raises(TimeoutError):
-        await Sandbox().capture(spec, deadline_s=0.5)
-    assert not any("sleep 72" in line for line in processes_of(build_uid()))
+        await our_sandbox().capture(spec, deadline_s=0.5)
+    assert not alive("sleep 72")
 
 
 async def test_more_output_than_was_asked_for_is_thrown_away() -> None:
     spec = SandboxSpec(argv=("head", "-c", "5000000", "/dev/zero"), env=ENV, slot=0)
-    done = await Sandbox().capture(spec, deadline_s=30, at_most_bytes=1000)
+    done = await our_sandbox().capture(spec, deadline_s=30, at_most_bytes=1000)
     assert done.status == 0
     assert done.stdout == bytes(1000)
 
@@ -201,7 +201,7 @@ async def test_without_bubblewrap_it_says_what_to_install(
 ) -> None:
     monkeypatch.setattr("aegis_agent.sandbox.sandbox.BWRAP_PATH", "/nowhere")
     with pytest.raises(SandboxUnavailable) as caught:
-        await Sandbox().check()
+        await our_sandbox().check()
     assert "apt-get install bubblewrap" in caught.value.remedy
 
 

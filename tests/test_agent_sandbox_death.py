@@ -10,19 +10,19 @@ import sys
 from pathlib import Path
 
 import pytest
-from aegis_agent.sandbox import Sandbox, SandboxSpec, uninterrupted
-from build_stand import as_ordinary_user, build_uid, processes_of
+from aegis_agent.sandbox import SandboxSpec, uninterrupted
+from build_stand import UID_BASE, alive, as_ordinary_user, our_sandbox
 from waiting import until
 
 pytestmark = pytest.mark.requires("bwrap")
 ENV = {"PATH": "/usr/bin:/bin"}
 TREE = ("sh", "-c", "setsid sleep {0} & sleep {0} & (sleep {0}; true) & wait")
 AN_AGENT = """
-import asyncio, os
+import asyncio, sys
 from aegis_agent.sandbox import Sandbox, SandboxSpec
 argv = ("sh", "-c", "setsid sleep 83 & sleep 83 & echo; wait")
 spec = SandboxSpec(argv=argv, env={"PATH": "/usr/bin:/bin"}, slot=3)
-asyncio.run(Sandbox().capture(spec, deadline_s=60))
+asyncio.run(Sandbox(uid_base=int(sys.argv[1])).capture(spec, deadline_s=60))
 """
 A_BUILD = """
 import asyncio, sys
@@ -40,56 +40,50 @@ sys.stdout.write(done.stdout.decode())
 """
 
 
-def sleeping(seconds: int, uid: int | None = None) -> list[str]:
-    found = processes_of(build_uid() if uid is None else uid)
-    return [line for line in found if f"sleep {seconds}" in line]
-
-
 def tree(seconds: int) -> SandboxSpec:
     argv = tuple(word.format(seconds) for word in TREE)
     return SandboxSpec(argv=argv, env=ENV, slot=0)
 
 
 async def test_a_canceled_run_leaves_no_process() -> None:
-    running = asyncio.create_task(Sandbox().capture(tree(81), deadline_s=60))
-    await until(lambda: len(sleeping(81)) >= 4)
+    running = asyncio.create_task(our_sandbox().capture(tree(81), deadline_s=60))
+    await until(lambda: len(alive("sleep 81")) >= 4)
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert not sleeping(81)
+    assert not alive("sleep 81")
 
 
 async def test_a_run_that_is_canceled_again_while_it_is_killed_leaves_no_process() -> None:
-    running = asyncio.create_task(Sandbox().capture(tree(82), deadline_s=60))
-    await until(lambda: len(sleeping(82)) >= 4)
+    running = asyncio.create_task(our_sandbox().capture(tree(82), deadline_s=60))
+    await until(lambda: len(alive("sleep 82")) >= 4)
     while not running.done():
         running.cancel()
         await asyncio.sleep(0)
     assert running.cancelled()
-    assert not sleeping(82)
+    assert not alive("sleep 82")
 
 
 async def test_a_run_that_is_canceled_at_any_moment_of_its_start_leaves_no_process() -> None:
     for turns in range(0, 40, 3):
-        running = asyncio.create_task(Sandbox().capture(tree(84), deadline_s=60))
+        running = asyncio.create_task(our_sandbox().capture(tree(84), deadline_s=60))
         for _ in range(turns):
             await asyncio.sleep(0.001)
         running.cancel()
         await asyncio.wait([running])
         assert running.cancelled()
-        assert not sleeping(84)
+        assert not alive("sleep 84")
 
 
 @pytest.mark.parametrize("attempt", range(5))
 async def test_an_agent_that_is_killed_takes_its_builds_with_it(attempt: int) -> None:
-    uid = build_uid(slot=3)
-    agent = subprocess.Popen([sys.executable, "-c", AN_AGENT])
+    agent = subprocess.Popen([sys.executable, "-c", AN_AGENT, str(UID_BASE)])
     try:
-        await until(lambda: len(sleeping(83, uid)) >= 2, within_s=10)
+        await until(lambda: len(alive("sleep 83", slot=3)) >= 2, within_s=10)
     finally:
         agent.send_signal(signal.SIGKILL)
         agent.wait(timeout=10)
-    await until(lambda: not processes_of(uid) if os.geteuid() == 0 else not sleeping(83, uid))
+    await until(lambda: not alive(slot=3))
 
 
 @pytest.mark.requires("root")
