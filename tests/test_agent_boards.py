@@ -291,6 +291,7 @@ async def test_a_flash_teaches_the_boards_identity_which_is_its_id_when_it_is_fr
         }
 
 
+@pytest.mark.long
 async def test_a_chip_that_was_read_does_not_refuse_the_board_that_came_after_it(
     tmp: Path,
 ) -> None:

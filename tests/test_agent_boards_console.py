@@ -394,6 +394,7 @@ async def test_a_board_behind_an_rfc2217_server_is_reset_and_heard(
         await server.wait()
 
 
+@pytest.mark.long
 async def test_an_esp32_without_firmware_says_so_on_its_console(tmp: Path) -> None:
     async with virtual_board(chip="esp32") as board:
         device = held(board)

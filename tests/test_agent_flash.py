@@ -83,19 +83,18 @@ async def test_a_flash_is_verified_and_the_board_runs_what_was_flashed(
 
 
 async def test_progress_is_one_line_that_ends_whole_and_comes_ten_times_a_second_at_most(
-    tmp: Path,
+    board: VirtualBoard, tmp: Path
 ) -> None:
-    images = [blob(tmp, 60_000, offset=0x200000), blob(tmp, 60_000)]
+    images = [blob(tmp, 2_000_000, offset=0x400000), blob(tmp, 2_000_000)]
     told = Told()
-    async with virtual_board(chip="esp32p4", is_paced=True) as board:
-        await held(board).flash(job_of(images), told)
+    await held(board).flash(job_of(images), told)
     assert told.phases() == ["connected", "write"]
     written = [line for line in told.lines if line[0] == "write"]
     total = sum(image.size_bytes for image, _ in images)
     assert {line[2] for line in written} == {total}
     assert [line[1] for line in written] == sorted(line[1] for line in written)
     assert written[-1] == ("write", total, total, "")
-    assert [*dict.fromkeys(line[3] for line in written)] == ["blob-10000", "blob-200000", ""]
+    assert [*dict.fromkeys(line[3] for line in written)] == ["blob-10000", "blob-400000", ""]
     for at in told.times:
         assert sum(at <= other < at + 1 for other in told.times) <= 10
 
@@ -320,6 +319,7 @@ async def test_a_plain_pty_flashes_and_the_board_runs_afterwards(hello: Firmware
         await board.until(lambda now: now.state is BoardState.RUNNING and now.boots > before.boots)
 
 
+@pytest.mark.long
 async def test_a_port_that_its_board_takes_along_on_reset_is_waited_for(
     board: VirtualBoard, tmp: Path
 ) -> None:
@@ -357,6 +357,7 @@ async def test_a_board_that_does_not_answer_is_said_to_be_silent(tmp: Path) -> N
     assert caught.value.facts["flash"] == "kept"
 
 
+@pytest.mark.long
 async def test_flash_settings_change_the_bootloader_and_its_region_is_told_as_it_is(
     board: VirtualBoard, hello: Firmware
 ) -> None:
@@ -385,6 +386,7 @@ async def test_settings_that_esptool_does_not_know_erase_nothing(
     assert await board.read_flash(0x10000, 4096) != ERASED
 
 
+@pytest.mark.long
 async def test_an_image_beyond_the_flash_of_the_board_erases_nothing(
     board: VirtualBoard, tmp: Path
 ) -> None:

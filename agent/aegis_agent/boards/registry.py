@@ -23,6 +23,7 @@ from aegis_protocol.failures.grant import GrantStale
 from aegis_protocol.states import BoardState
 
 from aegis_agent.boards import ports
+from aegis_agent.boards.console import RETURN_DEADLINE_S
 from aegis_agent.boards.device import BoardDevice
 from aegis_agent.boards.discovery import UsbBoard, changes, usb_boards
 from aegis_agent.boards.memory import BoardMemory, Known
@@ -59,9 +60,11 @@ class _Holding:
 
 class BoardRegistry:
     """
-    static     boards of the configuration; one that is on USB too is listed once, as static
-    on_change  called with all boards whenever one comes, goes, or is learned about
-    poll_s     how often ports are looked for that no event tells of
+    static            boards of the configuration; one that is on USB too is listed as static alone
+    on_change         called with all boards whenever one comes, goes, or is learned about
+    spool_bytes       what a console keeps of its output
+    poll_s            how often ports are looked for that no event tells of
+    console_return_s  how long a console waits for a port that went away
     """
 
     def __init__(
@@ -73,12 +76,14 @@ class BoardRegistry:
         on_change: Callable[[tuple[Board, ...]], None],
         spool_bytes: int = _SPOOL_BYTES,
         poll_s: float = _POLL_S,
+        console_return_s: float = RETURN_DEADLINE_S,
     ) -> None:
         self._static = tuple(static)
         self._discover = discover
         self._on_change = on_change
         self._spool_bytes = spool_bytes
         self._poll_s = poll_s
+        self._console_return_s = console_return_s
         self._memory = BoardMemory(state_dir / "boards.json")
         self._rows: dict[str, _Row] = {}
         self._holdings: dict[str, _Holding] = {}
@@ -160,6 +165,7 @@ class BoardRegistry:
             mac=board.mac if board.mac is not None and board.id == _mac_id(board.mac) else None,
             on_identity=self._learned,
             spool_bytes=self._spool_bytes,
+            console_return_s=self._console_return_s,
         )
 
     def _seen(self) -> tuple[tuple[UsbBoard, ...], frozenset[str]]:
