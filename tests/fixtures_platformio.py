@@ -13,7 +13,7 @@ import pty
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,19 +112,18 @@ def write_files(files: Mapping[Path, str]) -> None:
 
 
 @pytest.fixture(scope="session")
-def platformio_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def platformio_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
-    A finished home. It lies in build/ and stays, unless other users can't get there: then in a
-    temporary folder of this session.
+    A finished home, made once for all modules and workers, which may ask for it at the same time.
+    It lies in build/ and stays, unless other users can't get there: then in the run's own folder.
     """
     home = _REPOSITORY / "build" / "platformio-home"
-    lent = None
     if unreachable_by_others(_REPOSITORY) is not None:
-        lent = tmp_path_factory.mktemp("platformio")
-        for folder in (lent, lent.parent, lent.parent.parent):
-            folder.chmod(0o755)
-        home = lent / "home"
+        run = tmp_path_factory.getbasetemp()
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            run.chmod(0o755)
+            run = run.parent
+        run.chmod(0o755)
+        home = run / "platformio-home"
     asyncio.run(install(home, python=Path(sys.executable), on_progress=lambda _words: None))
-    yield home
-    if lent is not None:
-        shutil.rmtree(lent)
+    return home

@@ -115,7 +115,7 @@ def test_neither_service_can_read_the_state_of_the_other(machine: Container) -> 
 
 def test_an_agent_that_hangs_is_started_again(machine: Container) -> None:
     before = shown(machine, "aegis-agent", "MainPID")
-    machine.run("kill", "-STOP", before)
+    assert machine.run("sh", "-c", f"kill -STOP {before}").returncode == 0
     ends = time.monotonic() + RESTART_S
     while shown(machine, "aegis-agent", "NRestarts") == "0" or (
         shown(machine, "aegis-agent", "ActiveState") != "active"

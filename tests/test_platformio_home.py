@@ -155,6 +155,7 @@ def test_every_pin_is_what_is_installed(platformio_home: Path) -> None:
         timeout=30,
     )
     have = {name.replace("_", "-"): version for name, version in json.loads(done.stdout).items()}
+    have.pop("setuptools", None)  # venv brings it along until Python 3.12
     assert have == pins()
 
 
