@@ -246,8 +246,9 @@ def alive(word: str = "", slot: int = 0) -> list[str]:
         try:
             if entry.name.isdigit() and entry.stat().st_uid == build_uid(slot):
                 line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                # An ordinary user runs more than builds.
-                if word in line and (os.geteuid() == 0 or word or "bwrap --args" in line):
+                # One that has ended and waits for its parent has no command line; and an
+                # ordinary user runs more than builds.
+                if line and word in line and (os.geteuid() == 0 or word or "bwrap --args" in line):
                     found.append(line)
         except OSError:
             continue

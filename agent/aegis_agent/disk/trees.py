@@ -93,11 +93,11 @@ def own_entry(name: str, dir_fd: int, uid: int, gid: int) -> None:
         os.chown(name, uid, gid, dir_fd=dir_fd, follow_symlinks=False)
 
 
-def tree_bytes(path: Path, *, at_most: int = 1 << 62) -> int:
-    """What the tree at `path` takes on the disk, in bytes; counting stops beyond `at_most`."""
+def tree_bytes(path: Path) -> int:
+    """What the tree at `path` takes on the disk, in bytes."""
     total = 0
     waiting = [path]
-    while waiting and total <= at_most:
+    while waiting:
         folder = waiting.pop()
         try:
             entries = list(os.scandir(folder))

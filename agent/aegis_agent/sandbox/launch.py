@@ -46,6 +46,7 @@ def main() -> None:
     # What bubblewrap leaves behind when it is killed becomes our child, and so can't be missed.
     _checked(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "subreaper")
     guard = os.getpid()
+    executed, executing = os.pipe()
     child = os.fork()
     if child == 0:
         try:
@@ -54,8 +55,15 @@ def main() -> None:
             os.write(2, f"bwrap: launch: {exc}\n".encode())
         finally:
             os._exit(1)
-    _forget_descriptors(order["life_fd"])
-    sys.exit(_guarded(child, order["life_fd"]))
+    os.close(executing)
+    life = order["life_fd"]
+    _forget_descriptors(keep=(executed, life))
+    # Until it is bubblewrap the child may be root, and only root can kill it then.
+    if executed in _first_of(executed, life):
+        _drop_rights(order)
+    child_fd = os.pidfd_open(child)
+    _first_of(child_fd, life)
+    sys.exit(_ended(child))
 
 
 def _become_bwrap(order: dict[str, Any], guard: int) -> None:
@@ -64,11 +72,7 @@ def _become_bwrap(order: dict[str, Any], guard: int) -> None:
     # What the kernel may kill first when memory runs out is a build, never the agent.
     Path("/proc/self/oom_score_adj").write_text("1000")
     _limit(order["limits"], shared_user=order["uid"] is None)
-    if order["uid"] is not None:
-        os.setgroups([])
-        os.setresgid(order["gid"], order["gid"], order["gid"])
-        os.setresuid(order["uid"], order["uid"], order["uid"])
-    _checked(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+    _drop_rights(order)
     # After the change of user, which would clear it (prctl(2)).
     _checked(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "pdeathsig")
     if os.getppid() != guard:
@@ -77,22 +81,35 @@ def _become_bwrap(order: dict[str, Any], guard: int) -> None:
     os.execv(order["bwrap"], words)  # noqa: S606
 
 
-def _forget_descriptors(life_fd: int) -> None:
+def _drop_rights(order: dict[str, Any]) -> None:
+    if order["uid"] is not None:
+        os.setgroups([])
+        os.setresgid(order["gid"], order["gid"], order["gid"])
+        os.setresuid(order["uid"], order["uid"], order["uid"])
+    _checked(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+
+
+def _forget_descriptors(*, keep: tuple[int, int]) -> None:
     """Let go of the terminal and all else that is the build's, or its end would never be seen."""
     nothing = os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(nothing, fd)
-    os.closerange(3, life_fd)
-    os.closerange(life_fd + 1, 65_536)
+    start = 3
+    for fd in (*sorted(keep), 65_536):
+        os.closerange(start, fd)
+        start = fd + 1
 
 
-def _guarded(child: int, life_fd: int) -> int:
-    """Wait for `child`'s end or the agent's, whichever is first; return `child`'s status."""
-    child_fd = os.pidfd_open(child)
+def _first_of(*fds: int) -> list[int]:
+    """Wait until one of `fds` has something or is at its end; return those that are."""
     waiting = select.poll()
-    for fd in (child_fd, life_fd):
+    for fd in fds:
         waiting.register(fd, select.POLLIN)
-    waiting.poll()
+    return [fd for fd, _ in waiting.poll()]
+
+
+def _ended(child: int) -> int:
+    """End `child` and all that it leaves behind; return its status."""
     ended, raw = os.waitpid(child, os.WNOHANG)
     if not ended:
         os.kill(child, signal.SIGKILL)

@@ -14,7 +14,6 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -137,54 +136,60 @@ async def start(
 
     Raises SandboxUnavailable; nothing is left then.
     """
-    with contextlib.ExitStack() as fds:
+    canceled: asyncio.CancelledError | None = None
+    spawning = asyncio.ensure_future(_spawned(spec, bwrap, owner, (stdin, stdout, stderr)))
+    while not spawning.done():
+        try:
+            await asyncio.wait([spawning])
+        except asyncio.CancelledError as exc:
+            # Half spawned nobody could end it.
+            canceled = exc
+    started = spawning.result()
+    made = False
+    try:
+        made = canceled is None and await started.started()
+    finally:
+        if not made:
+            await uninterrupted(started.kill())
+    if canceled is not None:
+        raise canceled
+    if not made:
+        raise SandboxUnavailable("bubblewrap could not make the sandbox")
+    return started
+
+
+async def _spawned(
+    spec: SandboxSpec, bwrap: str, owner: Owner | None, streams: tuple[int, int, int]
+) -> SandboxProcess:
+    """Start the guard. Each descriptor that it inherits is one that it was given here."""
+    with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
         status_read, status_write = os.pipe()
-        fds.callback(os.close, status_write)
-        reports = _Reports(status_read)
-        passwd, group = _memory(fds, PASSWD.encode()), _memory(fds, GROUP.encode())
-        words = bwrap_options(
+        ours.callback(os.close, status_read)
+        theirs.callback(os.close, status_write)
+        life_read, life_write = os.pipe()
+        ours.callback(os.close, life_write)
+        theirs.callback(os.close, life_read)
+        passwd, group = _memory(theirs, PASSWD.encode()), _memory(theirs, GROUP.encode())
+        options = bwrap_options(
             spec,
             staged=owner is not None,
             status_fd=status_write,
             passwd_fd=passwd,
             group_fd=group,
         )
-        args = _memory(fds, b"".join(os.fsencode(word) + b"\0" for word in words))
-        life_read, life_write = os.pipe()
-        fds.callback(os.close, life_read)
-        order = _memory(fds, json.dumps(_order(spec, bwrap, owner, args, life_read)).encode())
-        spawning = asyncio.ensure_future(
-            _spawn(
-                [sys.executable, "-I", "-S", str(_LAUNCHER), str(order)],
-                stdin=stdin,
-                stdout=stdout,
-                stderr=stderr,
-                pass_fds=(status_write, passwd, group, args, life_read, order),
-            )
+        args = _memory(theirs, b"".join(os.fsencode(word) + b"\0" for word in options))
+        order = _memory(theirs, json.dumps(_order(spec, bwrap, owner, args, life_read)).encode())
+        guard = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-S", str(_LAUNCHER), str(order)),
+            stdin=streams[0],
+            stdout=streams[1],
+            stderr=streams[2],
+            env={"PATH": "/usr/bin:/bin"},
+            start_new_session=True,
+            pass_fds=(status_write, life_read, passwd, group, args, order),
         )
-        canceled: asyncio.CancelledError | None = None
-        while not spawning.done():
-            try:
-                await asyncio.wait([spawning])
-            except asyncio.CancelledError as exc:
-                # Half spawned nobody could end it.
-                canceled = exc
-    if spawning.exception() is not None:
-        os.close(life_write)
-        reports.close()
-    started = SandboxProcess(spawning.result(), life_write, reports)
-    if canceled is not None:
-        await uninterrupted(started.kill())
-        raise canceled
-    try:
-        made = await started.started()
-    except BaseException:
-        await uninterrupted(started.kill())
-        raise
-    if not made:
-        await uninterrupted(started.kill())
-        raise SandboxUnavailable("bubblewrap could not make the sandbox")
-    return started
+        ours.pop_all()
+    return SandboxProcess(guard, life_write, _Reports(status_read))
 
 
 async def readable(fd: int, *, deadline_s: float) -> bool:
@@ -205,13 +210,6 @@ async def readable(fd: int, *, deadline_s: float) -> bool:
     finally:
         loop.remove_reader(fd)
     return True
-
-
-async def _spawn(argv: Sequence[str], **options: Any) -> asyncio.subprocess.Process:
-    environment: Mapping[str, str] = {"PATH": "/usr/bin:/bin"}
-    return await asyncio.create_subprocess_exec(
-        *argv, env=environment, start_new_session=True, close_fds=True, **options
-    )
 
 
 def _order(
