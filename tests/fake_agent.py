@@ -22,6 +22,7 @@ from aegis_links.rpc import RpcPeer
 from aegis_links.spool import Spool
 from aegis_links.streams import StreamPort
 from aegis_links.transfers import TransferPort
+from aegis_protocol.actions import Action
 from aegis_protocol.board import Board
 from aegis_protocol.channels import ChannelName
 from aegis_protocol.errors import AegisError
@@ -103,10 +104,16 @@ class FakeAgent:
         return b64(public_bytes(self.key))
 
     async def answer(
-        self, job_id: str, jti: str, sdp: str, fingerprint: str, channels: tuple[str, ...]
+        self,
+        job_id: str,
+        jti: str,
+        sdp: str,
+        fingerprint: str,
+        channels: tuple[str, ...],
+        actions: tuple[Action, ...],
     ) -> tuple[str, str]:
         """Return the answer's SDP and the signature of it; the link lives on in a task."""
-        session = _Session(self, job_id, channels)
+        session = _Session(self, job_id, channels, actions)
         answered: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()
         self.start(session.live(jti, sdp, fingerprint, answered))
         return await answered
@@ -137,8 +144,10 @@ class FakeAgent:
 
 
 class _Session:
-    def __init__(self, agent: FakeAgent, job_id: str, channels: tuple[str, ...]) -> None:
-        self.agent, self.job_id = agent, job_id
+    def __init__(
+        self, agent: FakeAgent, job_id: str, channels: tuple[str, ...], actions: tuple[Action, ...]
+    ) -> None:
+        self.agent, self.job_id, self.actions = agent, job_id, actions
         self.granted = frozenset(ChannelName(name) for name in channels)
         self.tasks = agent.tasks.setdefault(job_id, {})
         self.rpc: RpcPeer | None = None
@@ -299,6 +308,8 @@ class _Session:
 
     def _serve(self, channel: ChannelName, task: TaskInfo, spool: Spool) -> None:
         assert task.stream is not None
+        if channel not in self.streams:
+            return
         self.start(
             self.streams[channel].serve(
                 task.stream,
@@ -429,7 +440,7 @@ class _Session:
             "task_id": task.task_id,
             "stream": task.stream,
             "offset": 0,
-            "writer": wish.write,
+            "writer": wish.write and Action.CONSOLE_WRITE in self.actions,
         }
 
     async def _on_monitor_close(self, params: dict[str, Any]) -> dict[str, Any]:

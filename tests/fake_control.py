@@ -19,7 +19,7 @@ from typing import Any
 from aegis_protocol.actions import Action, Role
 from aegis_protocol.board import Board
 from aegis_protocol.errors import AegisError, ErrorReply
-from aegis_protocol.failures.http import JobNotFound, KeyWrong
+from aegis_protocol.failures.http import JobNotFound, KeyWrong, RoleInsufficient
 from aegis_protocol.http_api import (
     Agent,
     AgentList,
@@ -71,6 +71,10 @@ class FakeControl:
         self.idempotency_keys: list[str] = []
         self.canceled: list[str] = []
         self.last_event_ids: list[str | None] = []
+        self.wanted: list[GrantRequest] = []
+        self.role = Role.FLASHER
+        self.lacking: frozenset[Action] = frozenset()
+        """Actions that the role is without here."""
         self.offers = 0
         self.reject_offers: list[AegisError] = []
         self.change_grant: Callable[[GrantReply], GrantReply] = lambda grant: grant
@@ -179,7 +183,7 @@ class FakeControl:
         )
 
     async def _whoami(self, _: web.Request) -> web.Response:
-        return _json(WhoAmI(identity="me", role=Role.FLASHER, actions=tuple(Action)))
+        return _json(WhoAmI(identity="me", role=self.role, actions=tuple(Action)))
 
     async def _agents(self, _: web.Request) -> web.Response:
         agent = Agent(
@@ -239,6 +243,13 @@ class FakeControl:
 
     async def _grant(self, request: web.Request) -> web.Response:
         wanted = GrantRequest.model_validate_json(await request.read())
+        self.wanted.append(wanted)
+        excess = [a for a in wanted.actions or () if a in self.lacking]
+        if excess:
+            raise RoleInsufficient(
+                f"the action {excess[0]} is not the role {self.role}'s",
+                actions=[str(action) for action in excess],
+            )
         if "Idempotency-Key" in request.headers:
             self.idempotency_keys.append(request.headers["Idempotency-Key"])
         job_id = wanted.job_id or new_id()
@@ -265,7 +276,7 @@ class FakeControl:
             agent_name=self.agent.name,
             agent_key=self.agent.key_text,
             allowed_channels=wanted.required_channels,
-            actions=tuple(Action),
+            actions=wanted.actions or (),
             boards=self.agent.boards if wanted.boards else (),
         )
         return _json(self.change_grant(grant))
@@ -287,7 +298,12 @@ class FakeControl:
 
     async def _relay(self, job_id: str, jti: str, sdp: str, wanted: GrantRequest) -> None:
         answer, signature = await self.agent.answer(
-            job_id, jti, sdp, wanted.peer_fingerprint, wanted.required_channels
+            job_id,
+            jti,
+            sdp,
+            wanted.peer_fingerprint,
+            wanted.required_channels,
+            wanted.actions or (),
         )
         if self.change_answer is not None:
             answer, signature = await self.change_answer(answer, signature)

@@ -12,11 +12,11 @@ import pytest
 from aegis_client import connection
 from aegis_client.client import Client
 from aegis_client.config import ClientConfig, TrustMode
+from aegis_client.needs import ATTACH, START_BUILD
 from aegis_client.reporter import Silent
 from aegis_client.session import Session
 from aegis_client.wish import Wish
 from aegis_links.certificate import Certificate
-from aegis_protocol.channels import ChannelName
 from aegis_protocol.failures.agent import (
     AgentGone,
     AgentKeyChanged,
@@ -39,7 +39,7 @@ from fake_agent import FakeAgent
 from fake_control import KEY, FakeControl
 from waiting import until
 
-WISH = Wish(channels=(ChannelName.ESPCTL, ChannelName.SOURCE, ChannelName.PTY), target="esp32p4")
+WISH = Wish(needs=START_BUILD | ATTACH, target="esp32p4")
 NO_AGENT = Reason(code="target.missing", detail="no agent builds for esp32p4", agents=("bench",))
 
 
@@ -184,7 +184,7 @@ async def test_another_agent_than_the_one_asked_for_is_refused(
     control: FakeControl, tmp: Path
 ) -> None:
     with pytest.raises(ControlAnswerInvalid, match="was asked for"):
-        async with reached(control, tmp, Wish(channels=WISH.channels, agent="lab7")):
+        async with reached(control, tmp, Wish(needs=WISH.needs, agent="lab7")):
             pass
     assert control.offers == 0
 
@@ -212,7 +212,7 @@ async def test_waiting_ends_at_its_deadline_with_the_reasons(
 ) -> None:
     control.pending = (NO_AGENT,)
     with pytest.raises(JobTimedOut, match=r"target\.missing") as caught:
-        async with reached(control, tmp, Wish(channels=WISH.channels, wait_s=0.2)):
+        async with reached(control, tmp, Wish(needs=WISH.needs, wait_s=0.2)):
             pass
     assert caught.value.facts["reasons"][0]["detail"] == NO_AGENT.detail
     assert control.canceled == list(control.jobs), "the job does not go on waiting"
@@ -330,7 +330,7 @@ async def test_a_kept_job_is_not_ended(control: FakeControl, tmp: Path) -> None:
     async with reached(control, tmp) as session:
         session.keep_job = True
     assert control.agent.ended_jobs == []
-    again = Wish(channels=WISH.channels, job_id=session.job_id)
+    again = Wish(needs=WISH.needs, job_id=session.job_id)
     async with reached(control, tmp, again) as second:
         assert second.job_id == session.job_id
     assert control.agent.ended_jobs == [], "who joins a job does not end it"

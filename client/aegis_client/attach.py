@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
 
-from aegis_protocol.channels import ChannelName
 from aegis_protocol.failures.build import TaskNotFound
 from aegis_protocol.rpc import TaskInfo
 
 from aegis_client.build import follow_build
 from aegis_client.build_project import BuildReport, fetched, output_folder
 from aegis_client.client import Client
+from aegis_client.needs import ATTACH
 from aegis_client.records import TaskRecord
 from aegis_client.reporter import Reporter
 from aegis_client.session import Session
 from aegis_client.wish import Wish
-
-CHANNELS: Final = (ChannelName.ESPCTL, ChannelName.PTY, ChannelName.FIRMWARE)
 
 
 async def attach(
@@ -29,7 +26,7 @@ async def attach(
 
     Raises JobNotFound, JobOver, TaskNotFound when the job has no build.
     """
-    wish = Wish(channels=CHANNELS, job_id=job_id, wait_s=wait_s)
+    wish = Wish(needs=ATTACH, job_id=job_id, wait_s=wait_s)
     async with client.session(wish, reporter) as session:
         build = _newest_build(session)
         record = client.records.find(build.task_id)

@@ -6,9 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from aegis_protocol.channels import ChannelName
 from aegis_protocol.errors import AegisError
 from aegis_protocol.manifest import Manifest
 from aegis_protocol.rpc import BuildResult, TaskInfo
@@ -28,13 +27,6 @@ from aegis_client.project import NOTES, Project, project_root, scan
 from aegis_client.reporter import Reporter
 from aegis_client.session import Session
 from aegis_client.wish import Wish
-
-CHANNELS: Final = (
-    ChannelName.ESPCTL,
-    ChannelName.SOURCE,
-    ChannelName.PTY,
-    ChannelName.FIRMWARE,
-)
 
 
 @dataclass(frozen=True)

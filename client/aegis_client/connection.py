@@ -17,12 +17,11 @@ from aegis_links.certificate import Certificate
 from aegis_protocol.errors import AegisError
 from aegis_protocol.failures.link import ChannelClosed, LinkClosed, LinkNotOpened, PeerGone
 from aegis_protocol.http_api import GrantReply, GrantRequest, PendingReply
-from aegis_protocol.ids import new_id
 
 from aegis_client.config import TrustMode
 from aegis_client.control import ControlClient
 from aegis_client.handshake import greet
-from aegis_client.placement import granted
+from aegis_client.placement import granted, requested
 from aegis_client.reporter import Reporter
 from aegis_client.session import Session, TaskNews
 from aegis_client.signals import Signals
@@ -53,10 +52,8 @@ async def open_session(
     the agent said before it closed.
     """
     certificate = Certificate.generate()
-    request = wish.request(str(certificate.fingerprint))
     made_here = wish.job_id is None
-    reply = await control.request_grant(request, idempotency_key=new_id() if made_here else None)
-    request = request.model_copy(update={"job_id": reply.job_id})
+    request, reply = await requested(control, wish, str(certificate.fingerprint))
     news = TaskNews(reporter)
     async with Signals.listening(control, reply.job_id) as signals, AsyncExitStack() as stack:
         try:
@@ -109,7 +106,7 @@ async def _reached(
                         asked=wish.agent, on_notification=news.take,
                     )  # fmt: skip
                     session = Session(greeted, grant, news)
-                    await session.open_ports(attempt, wish.channels)
+                    await session.open_ports(attempt, wish.needs.channels)
                 await stack.enter_async_context(attempt.pop_all())
         except AegisError as exc:
             _log.info("connection.failed", job_id=reply.job_id, code=exc.code, tries_left=left)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from aegis_protocol.channels import ChannelName
 from aegis_protocol.failures.build import ArtifactMissing, TaskNotFound
 from aegis_protocol.manifest import Artifact
 
@@ -16,12 +15,12 @@ from aegis_client.artifacts import MANIFEST, checked_manifest, download, list_ar
 from aegis_client.build_project import output_folder
 from aegis_client.client import Client
 from aegis_client.failures import NoEarlierBuild
+from aegis_client.needs import DOWNLOAD
 from aegis_client.project import project_root
 from aegis_client.records import TaskRecord
 from aegis_client.reporter import Reporter
 from aegis_client.wish import Wish
 
-CHANNELS: Final = (ChannelName.ESPCTL, ChannelName.FIRMWARE)
 JOB_S: Final = 900
 
 
@@ -117,7 +116,7 @@ async def download_build(
 
 
 def _wish(wanted: Wanted, wait_s: float) -> Wish:
-    return Wish(channels=CHANNELS, agent=wanted.agent, timeout_s=JOB_S, wait_s=wait_s)
+    return Wish(needs=DOWNLOAD, agent=wanted.agent, timeout_s=JOB_S, wait_s=wait_s)
 
 
 def _folder(wanted: Wanted, output: Path | None) -> Path:

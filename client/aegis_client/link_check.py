@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from aegis_protocol.channels import ChannelName
 from aegis_protocol.errors import AegisError
 
 from aegis_client.client import Client
 from aegis_client.config import ClientConfig
 from aegis_client.doctor import Check
+from aegis_client.needs import LINK
 from aegis_client.reporter import Silent
 from aegis_client.wish import Wish
 
@@ -30,7 +30,7 @@ class _Path(Silent):
 
 async def try_link(config: ClientConfig, agent: str | None) -> Check:
     """Connect to `agent`, or to any; never raises an AegisError."""
-    wish = Wish(channels=(ChannelName.ESPCTL,), timeout_s=JOB_S, wait_s=WAIT_S, agent=agent)
+    wish = Wish(needs=LINK, timeout_s=JOB_S, wait_s=WAIT_S, agent=agent)
     seen, began = _Path(), time.monotonic()
     try:
         async with Client.opened(config) as client, client.session(wish, seen) as session:

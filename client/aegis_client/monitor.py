@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, Final
 
 import structlog
 from aegis_links.streams import StreamViewer
+from aegis_protocol.actions import Action
 from aegis_protocol.errors import AegisError
 from aegis_protocol.failures.board import MonitorFailed, MonitorLimit
 from aegis_protocol.frames import StreamGap
@@ -91,7 +92,9 @@ async def watch_console(
     with _log_file(options.log) as log:
         opened = await session.call("monitor.open", params, MonitorOpenResult)
         if keys is not None and not opened.writer:
-            reporter.note("another peer types at this console: reading along")
+            refused = Action.CONSOLE_WRITE not in session.actions
+            why = "this key may not type" if refused else "another peer types at this console"
+            reporter.note(f"{why}: reading along")
             keys = None
         try:
             match = await run.until_over(opened, log, keys, leave or asyncio.Event())

@@ -4,18 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Final
 
 from aegis_protocol.errors import AegisError
-from aegis_protocol.failures.http import JobTimedOut
+from aegis_protocol.failures.http import JobTimedOut, RoleInsufficient
 from aegis_protocol.http_api import GrantReply, GrantRequest, PendingReply, Reason
+from aegis_protocol.ids import new_id
 
 from aegis_client.control import ControlClient
 from aegis_client.reporter import Reporter
 from aegis_client.signals import Signals
+from aegis_client.wish import Wish
 
 POLL_S: Final = 15.0
 """Control drops a waiting job whose client neither listens nor polls for 60 s."""
+
+
+async def requested(
+    control: ControlClient, wish: Wish, peer_fingerprint: str
+) -> tuple[GrantRequest, GrantReply | PendingReply]:
+    """
+    Ask for what `wish` says, without its optional actions where the key's role lacks one of them.
+    Return how to ask for that job again, and control's answer.
+    """
+    key = None if wish.job_id else new_id()
+    try:
+        request = wish.request(peer_fingerprint)
+        reply = await control.request_grant(request, idempotency_key=key)
+    except RoleInsufficient as exc:
+        # A refusal that names no action names the channels or the key as a whole.
+        lacking = {str(action) for action in exc.facts.get("actions", ())}
+        if not lacking or not lacking <= wish.needs.optional:
+            raise
+        request = replace(wish, needs=wish.needs.without_optional()).request(peer_fingerprint)
+        reply = await control.request_grant(request, idempotency_key=key)
+    return request.model_copy(update={"job_id": reply.job_id}), reply
 
 
 async def granted(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
-
-from aegis_protocol.channels import ChannelName
+from typing import Any, Literal
 
 from aegis_client.board_choice import check_wish
 from aegis_client.build_project import BuildReport, ProjectBuild, build_in, read_project
@@ -15,8 +13,6 @@ from aegis_client.flash import FlashOptions, FlashReport, FlashSource, flash
 from aegis_client.monitor import MonitorOptions, MonitorReport, watch_console
 from aegis_client.reporter import Reporter
 from aegis_client.wish import Wish
-
-CHANNELS: Final = tuple(ChannelName)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ Every wait in it ends with a typed error when the agent is gone.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from typing import Any, Final, TypeVar
 
@@ -55,6 +55,7 @@ class Session:
     def __init__(self, greeted: Greeted, grant: GrantReply, news: TaskNews) -> None:
         self.job_id = grant.job_id
         self.boards: tuple[Board, ...] = grant.boards
+        self.actions = frozenset(grant.actions)
         self.agent = greeted.agent
         self.hello = greeted.hello
         self.keep_job = False
@@ -147,7 +148,7 @@ class Session:
             job_id=self.job_id,
         )
 
-    async def open_ports(self, stack: AsyncExitStack, channels: tuple[ChannelName, ...]) -> None:
+    async def open_ports(self, stack: AsyncExitStack, channels: Iterable[ChannelName]) -> None:
         """Take over the reading of `channels`, until `stack` is closed."""
         link = self._greeted.link
         for name in channels:

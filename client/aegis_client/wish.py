@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from aegis_protocol.actions import Action
 from aegis_protocol.board import BoardWish
 from aegis_protocol.channels import ChannelName
 from aegis_protocol.http_api import GrantRequest, ToolchainWish
+
+from aegis_client.needs import Needs
 
 
 @dataclass(frozen=True)
@@ -15,18 +16,18 @@ class Wish:
     """
     As in `GrantRequest`.
 
+    needs      channels and actions
     timeout_s  the job's longest time, from the first connection
     wait_s     how long to wait for an agent
     agent      its id or name, if it must be that one
     job_id     a job that there is already
     """
 
-    channels: tuple[ChannelName, ...]
+    needs: Needs
     timeout_s: int = 600
     wait_s: float = 300.0
     target: str | None = None
     toolchain: ToolchainWish | None = None
-    actions: tuple[Action, ...] | None = None
     agent: str | None = None
     labels: dict[str, str] = field(default_factory=dict)
     boards: tuple[BoardWish, ...] = ()
@@ -38,13 +39,13 @@ class Wish:
     def request(self, peer_fingerprint: str) -> GrantRequest:
         return GrantRequest(
             peer_fingerprint=peer_fingerprint,
-            required_channels=tuple(str(name) for name in self.channels),
+            required_channels=tuple(str(n) for n in ChannelName if n in self.needs.channels),
             cpu_cores=self.cpu_cores,
             memory_mb=self.memory_mb,
             timeout_secs=self.timeout_s,
             target=self.target,
             toolchain=self.toolchain,
-            actions=self.actions,
+            actions=tuple(sorted(self.needs.actions)),
             agent_id=self.agent,
             labels=self.labels,
             boards=self.boards,

@@ -166,7 +166,7 @@ def run(
     from aegis_client.cli.wishes import chip as chip_name
     from aegis_client.flash import FlashOptions
     from aegis_client.monitor import MonitorOptions
-    from aegis_client.run_project import CHANNELS
+    from aegis_client.needs import RUN
     from aegis_client.terminal import sizes, terminal
     from aegis_client.wish import Wish
 
@@ -175,7 +175,7 @@ def run(
         target=chip, environment=environment, clean=clean, verbose=verbose, terminal=terminal()
     )
     wish = Wish(
-        channels=CHANNELS,
+        needs=RUN,
         timeout_s=job_timeout,
         wait_s=wait,
         target=chip,

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Final
 
 from aegis_protocol.board import BoardWish
-from aegis_protocol.channels import ChannelName
 
 from aegis_client.board_choice import check_wish
 from aegis_client.build_project import ProjectBuild
@@ -25,6 +24,7 @@ from aegis_client.flash import FlashOptions, FlashReport, choose_source, granted
 from aegis_client.flash import flash as flash_board
 from aegis_client.keyboard import keys
 from aegis_client.monitor import MonitorOptions, watch_console
+from aegis_client.needs import FLASH, RESET, TYPE, UPLOAD, WATCH, Needs
 from aegis_client.run_project import RunReport, run_project
 from aegis_client.terminal import keys_at_once
 from aegis_client.timestamps import Timestamps
@@ -53,11 +53,8 @@ def flash(
         rows = (await client.control.boards()).boards
         check_wish(rows, wanted, firmware.target)
         source, builder = choose_source(firmware, wanted, rows)
-        channels = [ChannelName.ESPCTL]
-        if source.bundle is not None:
-            channels.append(ChannelName.SOURCE)
         wish = Wish(
-            channels=tuple(channels),
+            needs=FLASH if source.bundle is None else FLASH | UPLOAD,
             timeout_s=timeout_s,
             wait_s=wait_s,
             agent=agent or builder,
@@ -87,8 +84,9 @@ def monitor(
         raise UsageInvalid("say which board: --board ID, --chip CHIP or --label K=V")
     ConsoleWatch(options.expect, options.fail)  # a bad pattern is named before a job is made
     interactive = sys.stdin.isatty() and out.talks
+    types = interactive or stdin
     wish = Wish(
-        channels=(ChannelName.ESPCTL, ChannelName.SERIAL),
+        needs=monitor_needs(types=types, resets=options.reset),
         timeout_s=min(LONGEST_WATCH_S, int(options.timeout_s or LONGEST_WATCH_S) + _MARGIN_S),
         wait_s=wait_s,
         agent=agent,
@@ -108,7 +106,7 @@ def monitor(
                         granted_board(session).id,
                         options,
                         reporter,
-                        keys=keys(leave, eol) if interactive or stdin else None,
+                        keys=keys(leave, eol) if types else None,
                         leave=leave,
                     )
         out.result({"job_id": session.job_id, **report.as_json()})
@@ -136,6 +134,11 @@ def run(
         return _ran(out, report)
 
     return with_client(out, work)
+
+
+def monitor_needs(*, types: bool, resets: bool) -> Needs:
+    needs = WATCH | TYPE if types else WATCH
+    return needs | RESET if resets else needs
 
 
 def stamps(wanted: bool) -> Timestamps | None:

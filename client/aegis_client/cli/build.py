@@ -40,10 +40,11 @@ def build(
 ) -> int:
     """Build a project on an agent, watch its terminal, and fetch the firmware."""
     from aegis_client.build import BuildOptions
-    from aegis_client.build_project import CHANNELS, ProjectBuild
+    from aegis_client.build_project import ProjectBuild
     from aegis_client.cli import build_work
     from aegis_client.cli.output import Output
     from aegis_client.cli.wishes import board_wishes, chip, identifier, labels, toolchain_wish
+    from aegis_client.needs import BUILD, START_BUILD
     from aegis_client.terminal import sizes, terminal
     from aegis_client.wish import Wish
 
@@ -64,7 +65,7 @@ def build(
     )
 
     wish = Wish(
-        channels=CHANNELS,
+        needs=START_BUILD if detach else BUILD,
         timeout_s=timeout,
         wait_s=wait,
         target=target,
