@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -266,9 +267,17 @@ async def test_detection_names_version_and_targets(stand: BuildStand) -> None:
 
 
 @pytest.mark.requires("root")
-async def test_two_builds_of_two_slots_run_as_two_users(stand: BuildStand) -> None:
-    await stand.build(fixture("hello"), identity="alice", slot=0)
-    await stand.build(fixture("hello"), identity="bob", slot=1)
+async def test_two_slots_build_at_once_as_two_users(stand: BuildStand) -> None:
+    screens = Screen(), Screen()
+    files = fixture("hello")
+    builds = [
+        await stand.prepare(files, identity=identity, slot=slot)
+        for slot, identity in enumerate(("alice", "bob"))
+    ]
+    outcomes = await asyncio.gather(
+        *(build.run(screen, Progress()) for build, screen in zip(builds, screens, strict=True))
+    )
+    assert [outcome.error for outcome in outcomes] == [None, None]
     owners = {path.stat().st_uid for path in stand.state.glob("source/workspaces/*/*/project")}
     assert owners == {build_uid(0), build_uid(1)}
 

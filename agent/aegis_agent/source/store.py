@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 from weakref import WeakSet
 
@@ -35,6 +35,9 @@ from aegis_agent.source.workspace import Workspace, Workspaces
 
 MAX_FOLDERS_DEEP: Final = 64
 OUTLINE_FILE_BYTES: Final = 1 << 20
+_CODE: Final = frozenset(
+    {".c", ".cc", ".cpp", ".cxx", ".h", ".hh", ".hpp", ".ino", ".s", ".py", ".md", ".png", ".bin"}
+)
 _RETRY_LOCK_S: Final = 0.05
 
 
@@ -77,11 +80,13 @@ class SourceStore:
 
     def outline(self, identity: str, planned: PlannedSource, into: Path) -> None:
         """
-        Show the project's smaller files below `into`, an empty folder on the store's file system:
-        for a look at them that runs nothing. They are the blobs themselves: only to be read.
+        Show the project's files below `into`, an empty folder on the store's file system, but for
+        large ones and code: for a look that runs nothing. They are the blobs themselves: only to
+        be read.
         """
         for file in planned.plan.files:
-            if file.size_bytes <= OUTLINE_FILE_BYTES:
+            suffix = PurePosixPath(file.path).suffix.lower()
+            if file.size_bytes <= OUTLINE_FILE_BYTES and suffix not in _CODE:
                 path = into / file.path
                 path.parent.mkdir(parents=True, exist_ok=True)
                 try:
@@ -122,11 +127,10 @@ class SourceStore:
     def _plan(self, identity: str, plan: SourcePlan) -> PlannedSource:
         check_plan(plan)
         _check_sizes(plan)
-        planned = PlannedSource(plan_id=new_id(), plan=plan, missing=())
-        missing = tuple(not self._blobs.has(identity, blob) for blob in planned.blobs)
-        planned = PlannedSource(plan_id=planned.plan_id, plan=plan, missing=missing)
-        self._pinned.add(planned)
-        return planned
+        # Pinned before it is looked at: what is found to be here stays here.
+        unseen = self._pin(PlannedSource(plan_id=new_id(), plan=plan, missing=()))
+        missing = tuple(not self._blobs.has(identity, blob) for blob in unseen.blobs)
+        return self._pin(PlannedSource(plan_id=unseen.plan_id, plan=plan, missing=missing))
 
     def _push(
         self, identity: str, planned: PlannedSource, pack: Path, compression: str
@@ -136,11 +140,13 @@ class SourceStore:
             for blob in planned.missing_blobs:
                 self._blobs.put(identity, blob, reader.take(blob.size_bytes))
             reader.expect_end()
-        whole = PlannedSource(
-            plan_id=planned.plan_id, plan=planned.plan, missing=(False,) * len(planned.missing)
-        )
-        self._pinned.add(whole)
-        return whole
+        whole = (False,) * len(planned.missing)
+        return self._pin(PlannedSource(plan_id=planned.plan_id, plan=planned.plan, missing=whole))
+
+    def _pin(self, planned: PlannedSource) -> PlannedSource:
+        with self._making_room:
+            self._pinned.add(planned)
+        return planned
 
     def _workspace(self, identity: str, planned: PlannedSource) -> Workspace:
         workspace = self._workspaces.open(
