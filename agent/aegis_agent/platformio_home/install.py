@@ -150,30 +150,49 @@ async def _make_venv(
     layout: Layout, python: Path, offline_wheels: Path | None, on_progress: Progress
 ) -> None:
     base = await _base_python(python)
-    await asyncio.to_thread(shutil.rmtree, layout.venv, ignore_errors=True)
-    environment = _installer_environment()
     requirements = Path(__file__).with_name(PINS_FILE)
     what = ["--no-deps", "-r", str(requirements)]
     if offline_wheels is not None:
         what += ["--no-index", "--find-links", str(offline_wheels)]
     uv = shutil.which("uv")
     if uv is not None:
-        create = [uv, "venv", "--no-project", "--python", str(base), str(layout.venv)]
-        # Copies: a hard link into uv's cache would let one place spoil the other.
-        fill = [uv, "pip", "install", "--python", str(layout.python), "--link-mode", "copy",
-                "--compile-bytecode", *what]  # fmt: skip
-    else:
-        create = [str(base), "-m", "venv", str(layout.venv)]
-        fill = [str(layout.python), "-m", "pip", "install", "--quiet", "--no-input",
-                "--disable-pip-version-check", *what]  # fmt: skip
+        try:
+            await _fill_venv(layout, _by_uv(uv, base, layout, what), on_progress)
+            return
+        except InstallFailed as exc:
+            # It may lack what pip is set up with: a proxy, an index, a private CA.
+            log.info("platformio_home.uv_failed", detail=exc.message)
+            on_progress("uv could not do it; trying pip")
     try:
-        on_progress("creating the environment")
-        await child.run(create, environment=environment, deadline_s=_VENV_DEADLINE_S)
-        on_progress(f"installing PlatformIO {pins()['platformio']}")
-        await child.run(fill, environment=environment, deadline_s=_PACKAGES_DEADLINE_S)
+        await _fill_venv(layout, _by_pip(base, layout, what), on_progress)
     except InstallFailed as exc:
         _explain(exc)
         raise
+
+
+async def _fill_venv(
+    layout: Layout, commands: tuple[list[str], list[str]], on_progress: Progress
+) -> None:
+    create, fill = commands
+    environment = _installer_environment()
+    await asyncio.to_thread(shutil.rmtree, layout.venv, ignore_errors=True)
+    on_progress("creating the environment")
+    await child.run(create, environment=environment, deadline_s=_VENV_DEADLINE_S)
+    on_progress(f"installing PlatformIO {pins()['platformio']}")
+    await child.run(fill, environment=environment, deadline_s=_PACKAGES_DEADLINE_S)
+
+
+def _by_uv(uv: str, base: Path, layout: Layout, what: list[str]) -> tuple[list[str], list[str]]:
+    create = [uv, "venv", "--no-project", "--python", str(base), str(layout.venv)]
+    # Copies: a hard link into uv's cache would let one place spoil the other.
+    fill = [uv, "pip", "install", "--python", str(layout.python), "--link-mode", "copy"]
+    return create, [*fill, "--compile-bytecode", *what]
+
+
+def _by_pip(base: Path, layout: Layout, what: list[str]) -> tuple[list[str], list[str]]:
+    create = [str(base), "-m", "venv", str(layout.venv)]
+    fill = [str(layout.python), "-m", "pip", "install", "--quiet", "--no-input"]
+    return create, [*fill, "--disable-pip-version-check", *what]
 
 
 def _explain(failed: InstallFailed) -> None:
