@@ -1,9 +1,7 @@
 """
-The agent's settings: read once, from the environment, env files and one TOML file for boards.
+The agent's settings as a frozen model; `settings.py` reads them, once.
 
-Order, the first that has a value wins: the environment, `/etc/aegis/agent.env`,
-`/etc/aegis/secrets.env`, the default. Boards with no USB identity of their own are listed in
-`agent.toml` (`AEGIS_AGENT_CONFIG`):
+Boards with no USB identity of their own are listed in `agent.toml` (`AEGIS_AGENT_CONFIG`):
 
     [[boards]]
     id = "bench-1"
@@ -17,7 +15,6 @@ from __future__ import annotations
 import os
 import re
 import socket
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
@@ -33,16 +30,21 @@ from pydantic import (
     StringConstraints,
     ValidationError,
     field_validator,
+    model_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-_ETC: Final = Path("/etc/aegis")
+from aegis_agent.log import levels
+
 _PORT: Final = re.compile(r"^(/dev/|/|virtual://|socket://|rfc2217://|COM\d+$)")
+_MAX_SECRET_CHARS: Final = 256
+"""As the protocol's EnrollRequest has it."""
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class ConfigInvalid(AegisError):
     code = "config.invalid"
-    remedy = "Correct the setting that the message names; docs/settings.md lists them all."
+    remedy = "Correct the setting that the message names; docs/agent.md lists them all."
 
 
 class StaticBoard(BaseModel):
@@ -63,14 +65,15 @@ class StaticBoard(BaseModel):
         return port
 
 
-class AgentConfig(BaseSettings):
+class AgentConfig(BaseModel):
     """Every setting of `aegis-agent`, with its environment variable as the alias."""
 
-    model_config = SettingsConfigDict(
+    model_config = ConfigDict(
         frozen=True,
         extra="ignore",
-        env_file=(_ETC / "secrets.env", _ETC / "agent.env"),
         populate_by_name=True,
+        validate_default=True,
+        hide_input_in_errors=True,
     )
 
     control_base_url: str = Field(
@@ -82,22 +85,20 @@ class AgentConfig(BaseSettings):
     )
     config_file: Path | None = Field(default=None, validation_alias="AEGIS_AGENT_CONFIG")
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")] = Field(
-        default_factory=lambda: (
-            re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())[:63] or "agent"
-        ),
-        validation_alias="AEGIS_AGENT_NAME",
+        default_factory=lambda: _host_name(), validation_alias="AEGIS_AGENT_NAME"
     )
-    labels: Annotated[Labels, NoDecode] = Field(
-        default_factory=dict, validation_alias="AEGIS_AGENT_LABELS"
-    )
+    labels: Labels = Field(default_factory=dict, validation_alias="AEGIS_AGENT_LABELS")
     slots: int = Field(
-        default_factory=lambda: max(1, (os.cpu_count() or 1) // 2),
+        default_factory=lambda: max(1, min(64, (os.cpu_count() or 1) // 2)),
         ge=1,
         le=64,
         validation_alias="AEGIS_SLOTS",
     )
     cpu_cores: float = Field(
-        default_factory=lambda: float(os.cpu_count() or 1), gt=0, validation_alias="AEGIS_CPU_CORES"
+        default_factory=lambda: float(os.cpu_count() or 1),
+        gt=0,
+        allow_inf_nan=False,
+        validation_alias="AEGIS_CPU_CORES",
     )
     memory_mb: int = Field(
         default_factory=lambda: _memory_mb(), gt=0, validation_alias="AEGIS_MEMORY_MB"
@@ -107,7 +108,7 @@ class AgentConfig(BaseSettings):
     build_uid_base: int = Field(
         default=65_100, ge=1000, le=4_000_000_000, validation_alias="AEGIS_BUILD_UID_BASE"
     )
-    silence_secs: float = Field(default=600, gt=0, validation_alias="AEGIS_BUILD_SILENCE_SECS")
+    silence_secs: Seconds = Field(default=600, validation_alias="AEGIS_BUILD_SILENCE_SECS")
     spool_bytes: int = Field(
         default=256 * 1024 * 1024, ge=65_536, validation_alias="AEGIS_SPOOL_BYTES"
     )
@@ -118,21 +119,30 @@ class AgentConfig(BaseSettings):
         le=SEND_QUEUE_CAP_BYTES,
         validation_alias="AEGIS_SEND_QUEUE_BYTES",
     )
-    max_offline_secs: float = Field(default=300, gt=0, validation_alias="AEGIS_MAX_OFFLINE_SECS")
+    max_offline_secs: Seconds = Field(default=300, validation_alias="AEGIS_MAX_OFFLINE_SECS")
     max_job_secs: int = Field(default=14_400, ge=60, validation_alias="AEGIS_MAX_JOB_SECS")
-    linger_secs: float = Field(default=30, gt=0, validation_alias="AEGIS_JOB_LINGER_SECS")
+    linger_secs: Seconds = Field(default=30, validation_alias="AEGIS_JOB_LINGER_SECS")
     """How long a job without a peer or a running task is kept."""
-    link_timeout_s: float = Field(default=15, gt=0, validation_alias="AEGIS_LINK_TIMEOUT")
-    connect_timeout_s: float = Field(default=10, gt=0, validation_alias="AEGIS_CONNECT_TIMEOUT")
+    link_timeout_s: Seconds = Field(default=15, validation_alias="AEGIS_LINK_TIMEOUT")
+    connect_timeout_s: Seconds = Field(default=10, validation_alias="AEGIS_CONNECT_TIMEOUT")
     ca_file: Path | None = Field(default=None, validation_alias="AEGIS_CA_FILE")
     allow_insecure: bool = Field(default=False, validation_alias="AEGIS_ALLOW_INSECURE")
     log: str = Field(default="info", validation_alias="AEGIS_LOG")
-    boards: Annotated[tuple[StaticBoard, ...], NoDecode] = ()
+    boards: tuple[StaticBoard, ...] = ()
 
-    @field_validator("agent_auth_secret", mode="before")
+    @field_validator("agent_auth_secret")
     @classmethod
-    def _empty_is_unset(cls, value: Any) -> Any:
-        return value or None
+    def _secret(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None or not value.get_secret_value():
+            return None
+        if len(value.get_secret_value()) > _MAX_SECRET_CHARS:
+            raise ValueError(f"at most {_MAX_SECRET_CHARS} characters")
+        return value
+
+    @field_validator("state_dir", "config_file", "platformio_home", "ca_file")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -148,28 +158,43 @@ class AgentConfig(BaseSettings):
     @classmethod
     def _base_url(cls, value: str) -> str:
         parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+        if (
+            parts.scheme not in ("http", "https")
+            or not parts.hostname
+            or parts.port == 0
+            or parts.query
+            or parts.fragment
+            or parts.username is not None
+            or len(value) > 256
+        ):
             raise ValueError("a URL such as https://control.example.org")
         return value.rstrip("/")
+
+    @field_validator("log")
+    @classmethod
+    def _log_levels(cls, value: str) -> str:
+        levels(value)
+        return value
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> AgentConfig:
+        ids = [board.id for board in self.boards]
+        doubled = sorted({board_id for board_id in ids if ids.count(board_id) > 1})
+        if doubled:
+            raise ValueError(f"two boards are called {doubled[0]}")
+        return self
 
     @property
     def toolchain_home(self) -> Path:
         return self.platformio_home or self.state_dir / "toolchains" / "platformio"
 
 
-def load(**overrides: Any) -> AgentConfig:
-    """Return the settings in force; `ConfigInvalid` names the setting that is wrong."""
-    given = {key: value for key, value in overrides.items() if value is not None}
-    try:
-        first = AgentConfig(**given)
-        boards = _boards(first.config_file or first.state_dir / "agent.toml", first.config_file)
-        config = AgentConfig(**given, boards=boards)
-    except ValidationError as exc:
-        wrong = exc.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in wrong["loc"])
-        raise ConfigInvalid(f"{field}: {wrong['msg']}", field=field) from exc
-    _refuse_plain_http(config)
-    return config
+def first_fault(exc: ValidationError) -> str:
+    """The first thing that is wrong, as `FIELD: why`; what was given is not shown."""
+    wrong = exc.errors(include_url=False, include_input=False, include_context=False)[0]
+    field = ".".join(str(part) for part in wrong["loc"])
+    why = wrong["msg"].removeprefix("Value error, ")
+    return f"{field}: {why}" if field else why
 
 
 def default_state_dir() -> Path:
@@ -180,36 +205,9 @@ def default_state_dir() -> Path:
     return (Path(base) if base else Path.home() / ".local/state") / "aegis" / "agent"
 
 
-def _boards(path: Path, named: Path | None) -> tuple[StaticBoard, ...]:
-    try:
-        data = tomllib.loads(path.read_text())
-    except FileNotFoundError as exc:
-        if named is not None:
-            raise ConfigInvalid(f"{path} is not there", path=str(path)) from exc
-        return ()
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise ConfigInvalid(f"{path} can't be read: {exc}", path=str(path)) from exc
-    try:
-        boards = tuple(StaticBoard.model_validate(row) for row in data.get("boards", []))
-    except ValidationError as exc:
-        wrong = exc.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in wrong["loc"])
-        raise ConfigInvalid(f"{path}: boards: {field}: {wrong['msg']}", path=str(path)) from exc
-    ids = [board.id for board in boards]
-    doubled = {board_id for board_id in ids if ids.count(board_id) > 1}
-    if doubled:
-        raise ConfigInvalid(f"{path}: two boards are called {sorted(doubled)[0]}")
-    return boards
-
-
-def _refuse_plain_http(config: AgentConfig) -> None:
-    parts = urlsplit(config.control_base_url)
-    local = parts.hostname in ("localhost", "127.0.0.1", "::1")
-    if parts.scheme == "http" and not local and not config.allow_insecure:
-        raise ConfigInvalid(
-            "CONTROL_BASE_URL is plain http to another host",
-            remedy="Use https, or set AEGIS_ALLOW_INSECURE=1 in a network that you trust.",
-        )
+def _host_name() -> str:
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname()).lstrip("_.-")
+    return name[:63] or "agent"
 
 
 def _memory_mb() -> int:
