@@ -4,12 +4,14 @@ The agent's end of the link to control: one WebSocket, kept up for ever.
 It is opened, signed, and read until it breaks; then again after a pause that doubles up to 30 s,
 with jitter. Running jobs do not notice. Frames to control are queued while the link is up and
 dropped while it is down: `hello` says afresh what is there, and what must not be lost
-(`job.moved`) is said again by the one who owns it.
+(`job.moved`) is said again by the one who owns it, at each `hello`. What control says is a
+stranger's word: nothing in it may end the agent but a refusal.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -37,15 +39,20 @@ from aegis_protocol.signing import b64, link_statement
 from pydantic import ValidationError
 
 from aegis_agent.config import AgentConfig
-from aegis_agent.http import control_session
+from aegis_agent.http import control_session, trust
 from aegis_agent.identity import Enrollment, Identity
+from aegis_agent.state_dir import StateUnusable
 
 log = structlog.get_logger()
 
 _QUEUE_FRAMES: Final = 1024
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 30.0
-_FINAL_CODES: Final = frozenset({"link.refused", "protocol.version_mismatch"})
+_HEALTHY_AFTER_S: Final = 60.0
+_CLOSE_S: Final = 2.0
+_SILENCE_S: Final = (1.0, 120.0)
+"""The shortest and the longest that control may ask the agent to bear silence."""
+_FINAL_CODES: Final = frozenset({"link.refused", "link.superseded", "protocol.version_mismatch"})
 
 HelloFacts = Callable[[], dict[str, object]]
 OnFrame = Callable[[ToAgent], Awaitable[None]]
@@ -55,6 +62,8 @@ class ControlLink:
     """
     describe  the fields of `hello` that change: targets, boards, slots, jobs, …
     on_frame  called with every frame from control but the link's own; must not wait for the link
+
+    Raises ConfigInvalid for a private CA that can't be used.
     """
 
     def __init__(
@@ -73,6 +82,7 @@ class ControlLink:
         self._describe = describe
         self._on_frame = on_frame
         self._on_up = on_up
+        self._trust = trust(config.ca_file)
         self._out: asyncio.Queue[ToControl] | None = None
         self.skew_s: float | None = None
         self.up = False
@@ -86,9 +96,19 @@ class ControlLink:
         try:
             self._out.put_nowait(frame)
         except asyncio.QueueFull:
+            # Control's picture of us is out of step now: the writer closes this link, and the
+            # next `hello` tells all of it afresh.
             log.warning("link.queue_overflowed", frame=frame.type)
+            self._out = None
             return False
         return True
+
+    async def flush(self, *, deadline_s: float) -> None:
+        """Wait until what was queued has been written; nothing is waited for without a link."""
+        if self._out is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(deadline_s):
+                    await self._out.join()
 
     async def run(self) -> None:
         """Keep the link up until canceled; raises only when control will never take us."""
@@ -105,7 +125,7 @@ class ControlLink:
             finally:
                 self.up = False
                 self._out = None
-            if time.monotonic() - started > 60:
+            if time.monotonic() - started > _HEALTHY_AFTER_S:
                 pause_s = _FIRST_PAUSE_S
             await asyncio.sleep(pause_s * random.uniform(0.7, 1.3))  # noqa: S311
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
@@ -113,25 +133,30 @@ class ControlLink:
     async def _once(self) -> None:
         base_url = self._config.control_base_url
         url = f"{base_url}/agents/link"
-        session = control_session(
-            self._config.ca_file, connect_timeout_s=self._config.connect_timeout_s
-        )
+        session = control_session(self._trust, connect_timeout_s=self._config.connect_timeout_s)
         async with session:
             try:
                 async with (
                     asyncio.timeout(self._config.connect_timeout_s) as connecting,
-                    session.ws_connect(url, compress=0, max_msg_size=MAX_FRAME_BYTES) as socket,
+                    session.ws_connect(
+                        url,
+                        compress=0,
+                        max_msg_size=MAX_FRAME_BYTES,
+                        timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_S),
+                    ) as socket,
                 ):
                     welcome = await self._greet(socket)
                     connecting.reschedule(None)
                     await self._serve(socket, welcome)
-            except (aiohttp.ClientError, TimeoutError, ConnectionError) as exc:
+            except (aiohttp.ClientError, TimeoutError, OSError) as exc:
                 raise ControlUnreachable(
                     f"control at {base_url} can't be reached: {exc or 'no answer in time'}"
                 ) from exc
 
     async def _greet(self, socket: aiohttp.ClientWebSocketResponse) -> Welcome:
         challenge = await self._receive(socket)
+        if isinstance(challenge, Refused):
+            raise from_body(challenge.error)
         if not isinstance(challenge, Challenge):
             raise ControlAnswerInvalid("control did not begin with a challenge")
         base_url = self._config.control_base_url
@@ -170,11 +195,7 @@ class ControlLink:
 
     async def _serve(self, socket: aiohttp.ClientWebSocketResponse, welcome: Welcome) -> None:
         self.skew_s = time.time() - welcome.server_time
-        enrollment = self.enrollment.with_keys(welcome.issuer_keys)
-        if enrollment != self.enrollment:
-            enrollment.save(self._config.state_dir)
-            self.enrollment = enrollment
-            log.info("issuer.key_added", kids=[key.kid for key in enrollment.issuer_keys])
+        self._learn(welcome)
         self._out = asyncio.Queue(_QUEUE_FRAMES)
         self.up = True
         self.trouble = None
@@ -182,11 +203,23 @@ class ControlLink:
         log.info("link.opened", control=self._config.control_base_url, skew_s=round(self.skew_s, 3))
         await self._on_up(welcome)
         writing = asyncio.create_task(self._write(socket, self._out), name="control-link-writer")
+        shortest_s, longest_s = _SILENCE_S
         try:
-            await self._read(socket, welcome.silence_secs)
+            await self._read(socket, min(max(welcome.silence_secs, shortest_s), longest_s))
         finally:
             writing.cancel()
-            await asyncio.gather(writing, return_exceptions=True)
+            await asyncio.wait([writing])
+
+    def _learn(self, welcome: Welcome) -> None:
+        enrollment = self.enrollment.with_keys(welcome.issuer_keys)
+        if enrollment == self.enrollment:
+            return
+        self.enrollment = enrollment
+        log.info("issuer.key_added", kids=[key.kid for key in enrollment.issuer_keys])
+        try:
+            enrollment.save(self._config.state_dir)
+        except StateUnusable as exc:  # the next welcome tells it again
+            log.warning("enrollment.not_saved", detail=exc.message)
 
     async def _read(self, socket: aiohttp.ClientWebSocketResponse, silence_s: float) -> None:
         while True:
@@ -214,9 +247,12 @@ class ControlLink:
             try:
                 async with asyncio.timeout(self._config.link_timeout_s):
                     await socket.send_str(frame.model_dump_json())
-            except (aiohttp.ClientError, ConnectionError, TimeoutError):
-                await socket.close()
-                return
+            except (aiohttp.ClientError, OSError, TimeoutError):
+                break
+            queue.task_done()
+            if self._out is not queue:
+                break
+        await socket.close()
 
     async def _receive(self, socket: aiohttp.ClientWebSocketResponse) -> ToAgent:
         while True:

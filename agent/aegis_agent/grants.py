@@ -33,7 +33,7 @@ class Admitted:
 
 
 class GrantGate:
-    """Admits offers whose grant holds."""
+    """Admits offers whose grant holds. Its methods wait for the disk: call them in a thread."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class GrantGate:
         Return what `offer`'s grant permits, and mark it as used on disk.
 
         Raises a `GrantError` or an SDP error; `GrantUsed` when it came before with another offer,
-        or with the same one and no answer yet.
+        or with the same one and no answer yet; DiskFull when that can't be kept.
         """
         now_s = self._clock()
         claims = verify(

@@ -21,10 +21,10 @@ def trust(ca_file: Path | None) -> ssl.SSLContext:
     return context
 
 
-def control_session(ca_file: Path | None, *, connect_timeout_s: float) -> aiohttp.ClientSession:
+def control_session(trusted: ssl.SSLContext, *, connect_timeout_s: float) -> aiohttp.ClientSession:
     """A session whose requests end within 60 s; the caller closes it."""
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(ssl=trust(ca_file)),
+        connector=aiohttp.TCPConnector(ssl=trusted),
         timeout=aiohttp.ClientTimeout(total=60, connect=connect_timeout_s),
         trust_env=True,
     )

@@ -7,11 +7,11 @@ key's hash. `enrollment.json` holds control's URL and the issuer keys that the a
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
+import structlog
 from aegis_protocol.errors import AegisError
 from aegis_protocol.http_api import IssuerKey
 from aegis_protocol.ids import public_id
@@ -30,6 +30,11 @@ from cryptography.hazmat.primitives.serialization import (
 from pydantic import ValidationError
 
 from aegis_agent.files import write_atomic
+from aegis_agent.state_dir import prepare, usable
+
+log = structlog.get_logger()
+
+_MOST_ISSUER_KEYS: Final = 16
 
 
 class KeyUnreadable(AegisError):
@@ -55,15 +60,16 @@ class Identity:
 
     @classmethod
     def open(cls, state_dir: Path) -> Identity:
-        """Load the key of `state_dir`, or make it. `KeyUnreadable` when it is damaged."""
+        """Load the key of `state_dir`, or make it. KeyUnreadable when damaged, StateUnusable."""
         path = state_dir / "agent.key"
-        state_dir.mkdir(parents=True, exist_ok=True)
+        prepare(state_dir)
         try:
             raw = path.read_bytes()
         except FileNotFoundError:
             key = Ed25519PrivateKey.generate()
             pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-            write_atomic(path, pem, mode=0o600)
+            with usable(state_dir):
+                write_atomic(path, pem, mode=0o600)
             return cls(key)
         except OSError as exc:
             raise KeyUnreadable(f"{path}: {exc.strerror}") from exc
@@ -73,7 +79,8 @@ class Identity:
             raise KeyUnreadable(f"{path} holds no key") from exc
         if not isinstance(loaded, Ed25519PrivateKey):
             raise KeyUnreadable(f"{path} holds a key of another kind")
-        path.chmod(0o600)
+        with usable(path):
+            path.chmod(0o600)
         return cls(loaded)
 
     def sign(self, message: bytes) -> bytes:
@@ -94,15 +101,22 @@ class Enrollment(Wire):
     @classmethod
     def open(cls, state_dir: Path) -> Enrollment | None:
         """The enrolment of `state_dir`, or None when there is none (or a damaged one)."""
+        path = state_dir / "enrollment.json"
         try:
-            return cls.model_validate_json((state_dir / "enrollment.json").read_bytes())
-        except (FileNotFoundError, ValidationError):
+            found = cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
             return None
+        except (OSError, ValidationError) as exc:
+            log.warning("enrollment.unreadable", path=str(path), kind=type(exc).__name__)
+            return None
+        return found.model_copy(update={"issuer_keys": sound(found.issuer_keys)})
 
     def save(self, state_dir: Path) -> None:
-        write_atomic(
-            state_dir / "enrollment.json", self.model_dump_json(indent=2).encode(), mode=0o600
-        )
+        """Keep it on disk. Raises StateUnusable."""
+        with usable(state_dir):
+            write_atomic(
+                state_dir / "enrollment.json", self.model_dump_json(indent=2).encode(), mode=0o600
+            )
 
     def keys(self) -> Mapping[str, Ed25519PublicKey]:
         """The trusted issuer keys by kid."""
@@ -110,38 +124,38 @@ class Enrollment(Wire):
             key.kid: Ed25519PublicKey.from_public_bytes(unb64(key.x)) for key in self.issuer_keys
         }
 
-    def with_keys(self, offered: tuple[IssuerKey, ...]) -> Enrollment:
+    def with_keys(self, offered: Sequence[IssuerKey]) -> Enrollment:
         """
-        Return this enrolment with those of `offered` that are introduced by a trusted key.
+        Return this enrolment with those of `offered` that are introduced by a trusted key, in
+        whatever order they come; the newest 16 are kept.
 
         A key that nobody trusted has signed is left out: it takes a new enrolment.
         """
         trusted = {key.kid: key for key in self.issuer_keys}
-        for key in offered:
-            if key.kid in trusted or key.prev_kid not in trusted or key.sig is None:
-                continue
-            previous = trusted[key.prev_kid]
-            message = issuer_statement(key.kid, unb64(key.x))
-            if verified(unb64(previous.x), unb64(key.sig), message):
-                trusted[key.kid] = key
-        return self.model_copy(update={"issuer_keys": tuple(trusted.values())})
+        waiting = [key for key in sound(offered) if key.kid not in trusted]
+        while introduced := [key for key in waiting if _introduced(key, trusted)]:
+            trusted |= {key.kid: key for key in introduced}
+            waiting = [key for key in waiting if key.kid not in trusted]
+        newest = tuple(trusted.values())[-_MOST_ISSUER_KEYS:]
+        return self.model_copy(update={"issuer_keys": newest})
 
 
-def state_lock(state_dir: Path) -> int:
-    """
-    Take the state directory for this process; the descriptor holds it until it is closed.
+def sound(keys: Sequence[IssuerKey]) -> tuple[IssuerKey, ...]:
+    """Those of `keys` that are Ed25519 keys at all."""
+    return tuple(key for key in keys if _bytes_of(key.x) is not None)
 
-    Raises `StateDirBusy` when another agent has it.
-    """
-    fd = os.open(state_dir / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+def _introduced(key: IssuerKey, trusted: Mapping[str, IssuerKey]) -> bool:
+    signature = _bytes_of(key.sig or "", size=64)
+    previous = trusted.get(key.prev_kid or "")
+    if previous is None or signature is None:
+        return False
+    return verified(unb64(previous.x), signature, issuer_statement(key.kid, unb64(key.x)))
+
+
+def _bytes_of(text: str, *, size: int = 32) -> bytes | None:
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as exc:
-        os.close(fd)
-        raise StateDirBusy(f"another aegis-agent runs with {state_dir}") from exc
-    return fd
-
-
-class StateDirBusy(AegisError):
-    code = "agent.state_dir_busy"
-    remedy = "Run one agent per state directory: stop the other, or set AEGIS_STATE_DIR."
+        raw = unb64(text)
+    except ValueError:
+        return None
+    return raw if len(raw) == size else None

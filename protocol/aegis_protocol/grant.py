@@ -137,9 +137,9 @@ def verify(
         raise GrantInvalid("the grant's signature or content is not valid") from exc
     if claims.aud != audience:
         raise GrantForeignAgent("the grant is for another agent", audience=claims.aud)
-    if claims.exp - claims.iat > MAX_GRANT_LIFE_S:
+    if claims.exp - min(claims.iat, claims.nbf) > MAX_GRANT_LIFE_S:
         raise GrantInvalid("the grant lives longer than grants may")
-    if now_s < min(claims.nbf, claims.iat) - LEEWAY_S:
+    if now_s < max(claims.nbf, claims.iat) - LEEWAY_S:
         raise GrantNotYetValid(
             "the grant's time has not come yet", now=now_s, nbf=claims.nbf, skew_s=skew_s
         )
