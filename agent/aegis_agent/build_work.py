@@ -1,21 +1,24 @@
-"""Source in, build, log out: the requests of a session that have to do with building."""
+"""Source in and build: the requests of a session that have to do with building."""
 
 from __future__ import annotations
 
-import re
+import asyncio
+import shutil
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import structlog
-from aegis_links.spool import Piece, Spool
+from aegis_links.file_receiver import partial_path
+from aegis_links.spool import Spool
 from aegis_links.transfers import TransferPort
 from aegis_protocol.control_link import Facts, ToControl
 from aegis_protocol.errors import AegisError
 from aegis_protocol.failures.grant import ActionNotGranted
 from aegis_protocol.failures.http import BadRequest, TargetNotAllowed
 from aegis_protocol.failures.source import (
+    DiskFull,
     PlanUnknown,
     SourceTooLarge,
     UploadIncomplete,
@@ -25,8 +28,6 @@ from aegis_protocol.ids import new_id
 from aegis_protocol.rpc import (
     BuildStartParams,
     BuildStartResult,
-    LogsTailParams,
-    LogsTailResult,
     SourcePlanParams,
     SourcePlanResult,
     SourcePushParams,
@@ -35,33 +36,34 @@ from aegis_protocol.rpc import (
     TransferRef,
 )
 from aegis_protocol.signing import b64
-from aegis_protocol.source import (
-    MAX_PLAN_BYTES,
-    MAX_SOURCE_BYTES,
-    SourcePlan,
-    pack_bitmap,
-    plan_digest,
-)
+from aegis_protocol.source import MAX_PLAN_BYTES, SourcePlan, pack_bitmap, plan_digest
 from pydantic import ValidationError
 
 from aegis_agent.build import Build, BuildRequest
-from aegis_agent.source import PlannedSource
+from aegis_agent.source import PlannedSource, SourceStore
 
 if TYPE_CHECKING:
-    from aegis_agent.jobs import Job
+    from aegis_agent.job import Job
     from aegis_agent.session import PeerSession
     from aegis_agent.tasks import Task
 
 log = structlog.get_logger()
 
-_PLANS: Final = 8
-_ANSI: Final = re.compile(rb"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\-_])")
+_PLANS: Final = 4
+_PACK_SLACK_BYTES: Final = 65_536
+"""How much longer than its content a compressed pack may be, besides one percent."""
+_LEFT_FREE_BYTES: Final = 64 * 1024 * 1024
 
 
 class Plans:
-    """The plans of one session, the newest few; each knows what the agent still lacks."""
+    """
+    The plans of one session, the newest few; each knows what the agent still lacks.
+
+    turn  held while something is uploaded: one thing at a time
+    """
 
     def __init__(self) -> None:
+        self.turn = asyncio.Lock()
         self._plans: OrderedDict[str, PlannedSource] = OrderedDict()
 
     def put(self, planned: PlannedSource) -> None:
@@ -80,17 +82,15 @@ async def plan(session: PeerSession, plans: Plans, wish: SourcePlanParams) -> So
     """Take a plan and answer what of it is not here yet."""
     if wish.plan.size_bytes > MAX_PLAN_BYTES:
         raise SourceTooLarge("the plan is larger than any project's may be")
-    path = await _received(session, wish.plan)
-    try:
-        given = SourcePlan.model_validate_json(path.read_bytes())
-    except ValidationError as exc:
-        wrong = exc.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in wrong["loc"])
-        raise BadRequest(f"the plan is not valid: {where}: {wrong['msg']}") from exc
-    finally:
-        path.unlink(missing_ok=True)
-    planned = await session.services.sources.plan(session.job.identity, given)
-    plans.put(planned)
+    async with plans.turn:
+        path = session.services.incoming / new_id()
+        try:
+            await _receive(session, wish.plan, path)
+            given = await asyncio.to_thread(_read_plan, path)
+        finally:
+            _removed(path)
+        planned = await session.services.sources.plan(session.job.identity, given)
+        plans.put(planned)
     session.job.project_key = given.project_id
     return SourcePlanResult(
         plan_id=planned.plan_id,
@@ -101,18 +101,29 @@ async def plan(session: PeerSession, plans: Plans, wish: SourcePlanParams) -> So
 
 
 async def push(session: PeerSession, plans: Plans, wish: SourcePushParams) -> SourcePushResult:
-    """Take the missing blobs as one pack; each is verified before it is kept."""
-    planned = plans.get(wish.plan_id)
-    if wish.pack.size_bytes > MAX_SOURCE_BYTES:
-        raise SourceTooLarge("the pack is larger than any project's may be")
-    path = await _received(session, wish.pack)
-    try:
-        whole = await session.services.sources.push(
-            session.job.identity, planned, path, wish.compression
-        )
-    finally:
-        path.unlink(missing_ok=True)
-    plans.put(whole)
+    """
+    Take the missing blobs as one pack; each is verified before it is kept.
+
+    When the upload is cut, every blob that has arrived whole is kept all the same.
+    """
+    async with plans.turn:
+        planned = plans.get(wish.plan_id)
+        most_bytes = planned.missing_bytes + planned.missing_bytes // 100 + _PACK_SLACK_BYTES
+        if wish.pack.size_bytes > most_bytes:
+            raise SourceTooLarge("the pack is larger than what is missing")
+        path = session.services.incoming / new_id()
+        background, sources = session.services.background, session.services.sources
+        identity = session.job.identity
+        try:
+            await _receive(session, wish.pack, path)
+        except BaseException:
+            salvaging = _salvage(sources, identity, planned, path, wish.compression)
+            background.start(salvaging, name="salvage")
+            raise
+        # Unpacked to its end, whatever becomes of the session: what is sent once is kept.
+        unpacking = _unpacked(sources, identity, planned, path, wish.compression)
+        whole = await asyncio.shield(background.start(unpacking, name="unpack"))
+        plans.put(whole)
     return SourcePushResult(plan_id=whole.plan_id, source_sha256=plan_digest(whole.plan))
 
 
@@ -122,27 +133,32 @@ async def start(session: PeerSession, plans: Plans, wish: BuildStartParams) -> B
     planned = plans.get(wish.plan_id)
     if planned.missing_count:
         raise UploadIncomplete(f"{planned.missing_count} files of the project are not here yet")
-    if job.execution.target not in (None, wish.target):
-        raise TargetNotAllowed(f"the grant is for {job.execution.target}, not {wish.target}")
-    if any(task.kind == "build" and not task.over for task in job.tasks.values()):
-        raise WorkspaceBusy("a build of this job is running")
-    request = BuildRequest(
-        identity=job.identity,
-        job_id=job.job_id,
-        task_id=new_id(),
-        planned=planned,
-        params=wish,
-        slot=job.slot,
-        cpu_cores=job.execution.cpu_cores,
-        memory_mb=job.execution.memory_mb,
-        timeout_s=float(job.execution.timeout_secs),
-        agent_id=services.identity.agent_id,
-    )
-    build = await services.builder.prepare(request)
-    spool = Spool(job.folder / request.task_id, capacity_bytes=services.config.spool_bytes)
-    task = job.new_task("build", spool=spool, task_id=request.task_id)
-    task.writer, task.type, task.resize = session, build.type, build.resize
-    job.run(task, _build(job, task, spool, build, session.services.tell_control))
+    granted = session.claims.execution
+    if granted.target not in (None, wish.target):
+        raise TargetNotAllowed(f"the grant is for {granted.target}, not {wish.target}")
+    async with job.starting_build:
+        job.check_open()
+        if any(task.kind == "build" and not task.over for task in job.tasks.values()):
+            raise WorkspaceBusy("a build of this job is running")
+        request = BuildRequest(
+            identity=job.identity,
+            job_id=job.job_id,
+            task_id=new_id(),
+            planned=planned,
+            params=wish,
+            slot=job.slot,
+            cpu_cores=job.execution.cpu_cores,
+            memory_mb=job.execution.memory_mb,
+            # The job's end cancels the build; here is only what the job may be extended to.
+            timeout_s=max(job.remaining_s(), float(services.config.max_job_secs)),
+            agent_id=services.identity.agent_id,
+        )
+        build = await services.builder.prepare(request)
+        job.check_open()  # before there is a folder that nobody would remove
+        spool = Spool(job.folder / request.task_id, capacity_bytes=services.config.spool_bytes)
+        task = job.new_task("build", spool=spool, task_id=request.task_id)
+        task.writer, task.type, task.resize = session, build.type, build.resize
+        job.run(task, _build(job, task, spool, build, services.tell_control))
     assert task.stream is not None
     return BuildStartResult(
         task_id=task.task_id,
@@ -152,19 +168,11 @@ async def start(session: PeerSession, plans: Plans, wish: BuildStartParams) -> B
     )
 
 
-async def tail(session: PeerSession, wish: LogsTailParams) -> LogsTailResult:
-    """A piece of a build's output, without colours: of a running one, or of its kept log."""
-    task = session.job.tasks.get(wish.task_id)
-    if task is not None and task.spool is not None and not task.over:
-        return _tail_of_spool(task.spool, wish)
-    path, artifact = session.services.results.path(session.job.identity, wish.task_id, "build.log")
-    offset = wish.offset
-    if offset is None:
-        offset = max(0, artifact.size_bytes - wish.max_bytes)
-    with path.open("rb") as file:
-        file.seek(offset)
-        raw = file.read(wish.max_bytes)
-    return _tailed(raw, offset, artifact.size_bytes)
+def source_port(session: PeerSession) -> TransferPort:
+    """The port on `source`, or ActionNotGranted where the grant lacks the channel."""
+    if session.source is None:
+        raise ActionNotGranted("uploads travel on `source`, which the grant lacks")
+    return session.source
 
 
 async def _build(
@@ -192,33 +200,46 @@ async def _build(
     tell_control(Facts(job_id=job.job_id, facts={"task_id": task.task_id, "artifacts": digests}))
 
 
-async def _received(session: PeerSession, ref: TransferRef) -> Path:
-    path = session.services.incoming / new_id()
-    await source_port(session).receive_to(
-        ref.transfer, path, size_bytes=ref.size_bytes, sha256=ref.sha256
-    )
-    return path
+async def _receive(session: PeerSession, ref: TransferRef, path: Path) -> None:
+    port = source_port(session)
+    free_bytes = (await asyncio.to_thread(shutil.disk_usage, path.parent)).free
+    if free_bytes < ref.size_bytes + _LEFT_FREE_BYTES:
+        raise DiskFull("the agent's disk has no room for this upload", size_bytes=ref.size_bytes)
+    await port.receive_to(ref.transfer, path, size_bytes=ref.size_bytes, sha256=ref.sha256)
 
 
-def source_port(session: PeerSession) -> TransferPort:
-    """The port on `source`, or ActionNotGranted where the grant lacks the channel."""
-    if session.source is None:
-        raise ActionNotGranted("uploads travel on `source`, which the grant lacks")
-    return session.source
+def _read_plan(path: Path) -> SourcePlan:
+    try:
+        return SourcePlan.model_validate_json(path.read_bytes())
+    except ValidationError as exc:
+        wrong = exc.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(str(part) for part in wrong["loc"])
+        raise BadRequest(f"the plan is not valid: {where}: {wrong['msg'][:300]}") from exc
 
 
-def _tail_of_spool(spool: Spool, wish: LogsTailParams) -> LogsTailResult:
-    offset = wish.offset
-    if offset is None:
-        offset = max(spool.start_offset, spool.end_offset - wish.max_bytes)
-    found = spool.read(offset, wish.max_bytes)
-    if isinstance(found, Piece):
-        return _tailed(found.data, found.offset, spool.end_offset)
-    return _tailed(b"", max(offset, spool.start_offset), spool.end_offset)
+async def _unpacked(
+    sources: SourceStore, identity: str, planned: PlannedSource, pack: Path, compression: str
+) -> PlannedSource:
+    try:
+        return await sources.push(identity, planned, pack, compression)
+    finally:
+        _removed(pack)
 
 
-def _tailed(raw: bytes, offset: int, total: int) -> LogsTailResult:
-    text = _ANSI.sub(b"", raw).decode(errors="replace")
-    return LogsTailResult(
-        text=text, offset=offset, next_offset=offset + len(raw), total_bytes=total
-    )
+async def _salvage(
+    sources: SourceStore, identity: str, planned: PlannedSource, pack: Path, compression: str
+) -> None:
+    part = partial_path(pack)
+    try:
+        if part.exists():
+            await sources.push(identity, planned, part, compression)
+    except AegisError as exc:
+        log.info("upload.cut", code=exc.code, detail=exc.message)
+    finally:
+        _removed(pack)
+
+
+def _removed(path: Path) -> None:
+    """Leave nothing of an upload behind, whole or cut."""
+    path.unlink(missing_ok=True)
+    partial_path(path).unlink(missing_ok=True)

@@ -1,9 +1,8 @@
 """
 The jobs that this agent has: each takes a slot and maybe boards, and outlives its connections.
 
-A job begins with the first grant for it and ends by `job.end`, by its time, by control's word,
-or when no peer and no running task were left for a while. Ending it cancels what runs, tells the
-peers why, gives the boards back and frees the slot; its results stay.
+Ending a job cancels what runs, gives the boards back, frees the slot, tells control and the peers
+why; its results stay. How it ended is told again at each `hello`, as control may have missed it.
 """
 
 from __future__ import annotations
@@ -11,218 +10,56 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Final
 
 import structlog
-from aegis_links.spool import Spool
 from aegis_protocol.control_link import HeldJob, JobMoved
 from aegis_protocol.errors import AegisError
-from aegis_protocol.failures.agent import AgentBusy, SessionOver
-from aegis_protocol.failures.build import TaskNotFound
-from aegis_protocol.failures.grant import GrantInvalid
+from aegis_protocol.failures.agent import AgentBusy
+from aegis_protocol.failures.board import BoardGone
+from aegis_protocol.failures.grant import GrantInvalid, GrantStale
+from aegis_protocol.failures.http import JobCanceled, JobOver
+from aegis_protocol.failures.source import DiskFull
 from aegis_protocol.grant import GrantClaims
 from aegis_protocol.ids import new_id
-from aegis_protocol.model import Wire
-from aegis_protocol.rpc import TaskChanged, TaskKind
-from aegis_protocol.states import JobState, TaskState
+from aegis_protocol.states import JobState
 
 from aegis_agent.boards import BoardRegistry
+from aegis_agent.disk.trees import remove_tree
+from aegis_agent.intake import Intake
+from aegis_agent.job import Job, Peer
 from aegis_agent.owned_tasks import OwnedTasks
-from aegis_agent.tasks import Task
+from aegis_agent.sandbox.uninterrupted import uninterrupted
+
+__all__ = ["Job", "JobTable", "Peer"]
 
 log = structlog.get_logger()
 
-_WARM_PROJECTS = 256
+_WARM_PROJECTS: Final = 256
+_HELD_JOBS: Final = 256
+"""As many as a `hello` may name."""
+_KEPT_ENDS: Final = 128
+_KEEP_ENDS_S: Final = 3600.0
+_GOODBYE_S: Final = 3.0
+_CLOSE_S: Final = 20.0
 
 
-class Peer(Protocol):
-    """A connection of a job, as the job sees it."""
-
-    def notify(self, method: str, params: Wire) -> None:
-        """Tell the peer, without waiting."""
-
-    def stream_added(self, task: Task) -> None:
-        """A task with a stream began."""
-
-    def close(self, error: AegisError | None) -> None:
-        """End the connection, with the reason."""
-
-
-class Job:
-    """One job: its tasks, its peers, and the time it has."""
-
-    def __init__(self, claims: GrantClaims, *, slot: int, folder: Path) -> None:
-        self.job_id = claims.job_id
-        self.identity = claims.sub
-        self.attempt = claims.attempt
-        self.execution = claims.execution
-        self.slot = slot
-        self.folder = folder
-        self.tasks: dict[str, Task] = {}
-        self.peers: set[Peer] = set()
-        self.project_key: str | None = None
-        self.state = JobState.ASSIGNED
-        self.ends_at = time.time() + claims.execution.timeout_secs
-        self._ends_mono = time.monotonic() + claims.execution.timeout_secs
-        self._started_mono = time.monotonic()
-        self._running: dict[str, asyncio.Task[None]] = {}
-        self._next_stream = 1
-        self._wake = asyncio.Event()
-        self._ending: tuple[JobState, AegisError | None] | None = None
-        self.over = asyncio.Event()
-
-    def new_task(
-        self,
-        kind: TaskKind,
-        *,
-        spool: Spool | None,
-        board_id: str | None = None,
-        task_id: str | None = None,
-    ) -> Task:
-        """Register a task; one with a spool gets the next stream number."""
-        stream = None
-        if spool is not None:
-            stream, self._next_stream = self._next_stream, self._next_stream + 1
-        task = Task(
-            kind,
-            task_id=task_id or new_id(),
-            on_change=self._changed,
-            stream=stream,
-            spool=spool,
-            board_id=board_id,
-        )
-        self.tasks[task.task_id] = task
-        if spool is not None:
-            for peer in list(self.peers):
-                peer.stream_added(task)
-        return task
-
-    def run(self, task: Task, work: Coroutine[Any, Any, None]) -> None:
-        """Run `work`, which moves `task` to its end; the job owns and awaits it."""
-        running = asyncio.create_task(work, name=f"{task.kind}-{task.task_id}")
-        self._running[task.task_id] = running
-        running.add_done_callback(lambda _: self._done(task, running))
-
-    async def cancel(self, task: Task) -> None:
-        """Cancel `task` and wait until nothing of it is left."""
-        running = self._running.get(task.task_id)
-        if running is not None:
-            running.cancel()
-            await asyncio.wait([running])
-
-    def task(self, task_id: str) -> Task:
-        try:
-            return self.tasks[task_id]
-        except KeyError:
-            raise TaskNotFound(f"this job has no task {task_id}") from None
-
-    def stream(self, number: int) -> Task | None:
-        return next((task for task in self.tasks.values() if task.stream == number), None)
-
-    def notify(self, method: str, params: Wire) -> None:
-        for peer in list(self.peers):
-            peer.notify(method, params)
-
-    def extend(self, timeout_secs: int, *, max_job_secs: int) -> None:
-        """Give the job `timeout_secs` from now, within what the agent allows in all."""
-        now = time.monotonic()
-        until = min(now + timeout_secs, self._started_mono + max_job_secs)
-        if until > self._ends_mono:
-            self.ends_at += until - self._ends_mono
-            self._ends_mono = until
-            self._wake.set()
-
-    def end(self, state: JobState, error: AegisError | None = None) -> None:
-        """Ask for the end; the first to ask says how."""
-        if self._ending is None:
-            self._ending = (state, error)
-        self._wake.set()
-
-    def joined(self, peer: Peer) -> None:
-        self.state = JobState.RUNNING
-        self.peers.add(peer)
-        self._wake.set()
-
-    def left(self, peer: Peer) -> None:
-        self.peers.discard(peer)
-        self._wake.set()
-
-    def outcome(self) -> JobState:
-        """How a job that its client ends has gone: as its last build or flash did."""
-        work = [task for task in self.tasks.values() if task.kind != "monitor"]
-        match work[-1].state if work else None:
-            case TaskState.FAILED:
-                return JobState.FAILED
-            case TaskState.CANCELED | TaskState.RUNNING | TaskState.PENDING:
-                return JobState.CANCELED
-            case _:
-                return JobState.SUCCEEDED
-
-    async def lived(self, *, linger_s: float) -> tuple[JobState, AegisError | None]:
-        """Wait for the job's end and return how it ended; nothing of it runs then."""
-        try:
-            how = await self._until_end(linger_s)
-        finally:
-            for running in list(self._running.values()):
-                running.cancel()
-            if self._running:
-                await asyncio.wait(list(self._running.values()))
-        return how
-
-    async def _until_end(self, linger_s: float) -> tuple[JobState, AegisError | None]:
-        idle_since: float | None = None
-        while self._ending is None:
-            now = time.monotonic()
-            if now >= self._ends_mono:
-                return JobState.EXPIRED, SessionOver("the job's time is over")
-            idle = not self.peers and not self._busy()
-            idle_since = (idle_since or now) if idle else None
-            if idle_since is not None and now - idle_since >= linger_s:
-                return self.outcome(), None
-            until = self._ends_mono if idle_since is None else idle_since + linger_s
-            self._wake.clear()
-            try:
-                async with asyncio.timeout(max(0.01, min(until, self._ends_mono) - now)):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
-        return self._ending
-
-    def _busy(self) -> bool:
-        return any(not task.over and task.kind != "monitor" for task in self.tasks.values())
-
-    def _changed(self, task: Task) -> None:
-        log.info(
-            "task.changed",
-            job_id=self.job_id,
-            task_id=task.task_id,
-            kind=task.kind,
-            state=str(task.state),
-            code=task.error.code if task.error else None,
-        )
-        self.notify("task.changed", TaskChanged(task=task.info()))
-        self._wake.set()
-
-    def _done(self, task: Task, running: asyncio.Task[None]) -> None:
-        self._running.pop(task.task_id, None)
-        bug = None if running.cancelled() else running.exception()
-        if bug is not None:
-            log.error("task.crashed", task_id=task.task_id, kind=task.kind, exc_info=bug)
-        if not task.over:
-            if bug is not None:
-                task.fail(AegisError("the agent failed while it worked on this task"))
-            else:
-                task.cancel()
-        self._wake.set()
+@dataclass(frozen=True)
+class _End:
+    moved: JobMoved
+    attempt: int
+    at_mono: float
 
 
 class JobTable:
     """
     All jobs of the agent, and the slots that they take.
 
-    report  tells control of a move; False when the link is down (it is told again by `unreported`)
+    folder  emptied when the agent starts: no job outlives its daemon
+    report  tells control of a move; False when the link is down
     """
 
     def __init__(
@@ -231,20 +68,22 @@ class JobTable:
         slots: int,
         folder: Path,
         boards: BoardRegistry,
+        intake: Intake,
         linger_s: float,
         report: Callable[[JobMoved], bool],
     ) -> None:
         self._free = set(range(slots))
         self._folder = folder
         self._boards = boards
+        self._intake = intake
         self._linger_s = linger_s
         self._report = report
         self._jobs: dict[str, Job] = {}
+        self._ends: dict[str, _End] = {}
         self._owned = OwnedTasks()
-        self._unreported: dict[str, JobMoved] = {}
         self._warm: dict[str, None] = {}
-        self.closed_reason: str | None = None
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            remove_tree(folder)
         folder.mkdir(parents=True, mode=0o700)
 
     @property
@@ -259,94 +98,147 @@ class JobTable:
     def get(self, job_id: str) -> Job | None:
         return self._jobs.get(job_id)
 
-    def admit(self, claims: GrantClaims) -> Job:
+    def idle(self) -> bool:
+        return not self._jobs
+
+    async def admit(self, claims: GrantClaims) -> Job:
         """
         Return the job of `claims`, made and its boards held if it is new.
 
-        Raises AgentBusy (no slot, or paused), and what holding a board raises.
+        Raises AgentBusy (no slot, or no new jobs are taken), JobOver, GrantInvalid (another
+        identity's job), GrantStale, DiskFull, and what holding a board raises.
         """
         job = self._jobs.get(claims.job_id)
         if job is not None:
-            if job.identity != claims.sub:
-                raise GrantInvalid("the grant's identity is not the job's")
-            return job
-        if self.closed_reason is not None:
-            raise AgentBusy(f"this agent takes no new jobs: {self.closed_reason}")
+            return self._present(job, claims)
+        end = self._ends.get(claims.job_id)
+        if end is not None and claims.attempt <= end.attempt:
+            raise JobOver("the job is over", job_id=claims.job_id, state=str(end.moved.state))
+        if self._intake.reason is not None:
+            raise AgentBusy(f"this agent takes no new jobs: {self._intake.reason}")
         if not self._free:
             raise AgentBusy("all slots of this agent are taken")
-        slot = min(self._free)
-        job = Job(claims, slot=slot, folder=self._folder / claims.job_id)
-        try:
-            for board_id, fence in claims.execution.boards.items():
-                self._boards.hold(board_id, job.job_id, fence)
-            job.folder.mkdir(mode=0o700)
-        except BaseException:
-            self._owned.start(self._boards.release(job.job_id), name=f"release-{job.job_id}")
-            raise
-        self._free.discard(slot)
-        self._jobs[job.job_id] = job
-        self._owned.start(self._live(job), name=f"job-{job.job_id}")
-        log.info("job.began", job_id=job.job_id, identity=job.identity, slot=slot)
-        return job
+        return await self._new(claims)
 
     def held(self) -> tuple[HeldJob, ...]:
-        """For `hello`: the jobs that live here, and those whose end control doesn't know."""
+        """For `hello`: the jobs that live here, then those whose end control may have missed."""
         live = [
-            HeldJob(
-                job_id=job.job_id,
-                state=job.state,
-                attempt=job.attempt,
-                boards=job.execution.boards,
-            )
+            HeldJob(job_id=job.job_id, state=job.state, attempt=job.attempt, boards=job.boards)
             for job in self._jobs.values()
         ]
-        over = [HeldJob(job_id=move.job_id, state=move.state) for move in self._unreported.values()]
-        return (*live, *over)[:256]
+        over = [
+            HeldJob(job_id=end.moved.job_id, state=end.moved.state, attempt=end.attempt)
+            for end in reversed(self._ends.values())
+        ]
+        return (*live, *over)[:_HELD_JOBS]
 
     def report_again(self) -> None:
-        """Tell control of every end that it has not heard of."""
-        for job_id, moved in list(self._unreported.items()):
-            if self._report(moved):
-                del self._unreported[job_id]
-
-    def idle(self) -> bool:
-        return not self._jobs
+        """Tell control until when each job runs, and how those ended that it may have missed."""
+        for job in self._jobs.values():
+            if job.state is JobState.RUNNING and not job.ending:
+                self._report(running(job))
+        long_ago = time.monotonic() - _KEEP_ENDS_S
+        for job_id, end in list(self._ends.items()):
+            if self._report(end.moved) and end.at_mono < long_ago:
+                del self._ends[job_id]
 
     async def close(self, state: JobState, error: AegisError | None) -> None:
         """End every job and wait for the ends, 20 s at most."""
         for job in list(self._jobs.values()):
             job.end(state, error)
-        await self._owned.wait(deadline_s=20)
+        if not await self._owned.wait(deadline_s=_CLOSE_S):
+            log.warning("jobs.not_ended", jobs=[job.job_id for job in self._jobs.values()])
         await self._owned.cancel()
+
+    def _present(self, job: Job, claims: GrantClaims) -> Job:
+        if job.identity != claims.sub:
+            raise GrantInvalid("the grant's identity is not the job's")
+        if claims.attempt < job.attempt:
+            raise GrantStale("the job was placed again since", attempt=claims.attempt)
+        if claims.attempt > job.attempt:
+            job.end(JobState.CANCELED, JobCanceled("the job was placed again"))
+            raise AgentBusy("an earlier attempt of this job is just being ended here")
+        job.check_open()
+        self._hold(job, claims)
+        return job
+
+    async def _new(self, claims: GrantClaims) -> Job:
+        # Not named by the job's id, which comes from outside and may be `..`.
+        job = Job(claims, slot=min(self._free), folder=self._folder / new_id())
+        self._free.discard(job.slot)
+        try:
+            self._hold(job, claims)
+            try:
+                job.folder.mkdir(mode=0o700)
+            except OSError as exc:
+                raise DiskFull(f"there is no room for a job: {exc.strerror}") from exc
+        except BaseException:
+            self._free.add(job.slot)
+            await uninterrupted(self._boards.release(job.job_id))
+            raise
+        self._ends.pop(job.job_id, None)
+        self._jobs[job.job_id] = job
+        self._owned.start(self._live(job), name=f"job-{job.job_id}")
+        log.info("job.began", job_id=job.job_id, identity=job.identity, slot=job.slot)
+        return job
+
+    def _hold(self, job: Job, claims: GrantClaims) -> None:
+        """Hold the grant's boards; what the job holds already may be unplugged just now."""
+        for board_id, fence in claims.execution.boards.items():
+            try:
+                self._boards.hold(board_id, job.job_id, fence)
+            except BoardGone:
+                if board_id not in job.boards:
+                    raise
+            job.boards[board_id] = fence
 
     async def _live(self, job: Job) -> None:
         try:
-            state, error = await job.lived(linger_s=self._linger_s)
+            await job.lived(linger_s=self._linger_s)
         finally:
+            await uninterrupted(self._buried(job))
+
+    async def _buried(self, job: Job) -> None:
+        """Give back what the job had. Whatever fails of it, the slot is free afterwards."""
+        state, error = job.ended
+        try:
             await self._boards.release(job.job_id)
-            self._jobs.pop(job.job_id, None)
+        finally:
+            del self._jobs[job.job_id]
             self._free.add(job.slot)
-            job.over.set()
-        job.state = state
+            self._note_end(job, state, error)
+            for peer in list(job.peers):
+                peer.close(error)
+        await job.deserted(deadline_s=_GOODBYE_S)
+        for task in job.tasks.values():
+            if task.spool is not None:
+                task.spool.close()
+        await asyncio.to_thread(shutil.rmtree, job.folder, True)
+
+    def _note_end(self, job: Job, state: JobState, error: AegisError | None) -> None:
         if job.project_key is not None:
             self._warm.pop(job.project_key, None)
             self._warm[job.project_key] = None
             while len(self._warm) > _WARM_PROJECTS:
                 self._warm.pop(next(iter(self._warm)))
-        for peer in list(job.peers):
-            peer.close(error)
-        for task in job.tasks.values():
-            if task.spool is not None:
-                task.spool.close()
-        await asyncio.to_thread(shutil.rmtree, job.folder, True)
+        if state is JobState.PENDING:
+            log.info("job.given_back", job_id=job.job_id)
+            return
+        log.info(
+            "job.ended", job_id=job.job_id, state=str(state), code=error.code if error else None
+        )
         moved = JobMoved(
             job_id=job.job_id,
             state=state,
             error=error.body() if error else None,
             project_key=job.project_key,
         )
-        log.info("job.ended", job_id=job.job_id, state=str(state))
-        if not self._report(moved):
-            self._unreported[job.job_id] = moved
-            while len(self._unreported) > 256:
-                self._unreported.pop(next(iter(self._unreported)))
+        self._ends[job.job_id] = _End(moved, job.attempt, time.monotonic())
+        while len(self._ends) > _KEPT_ENDS:
+            self._ends.pop(next(iter(self._ends)))
+        self._report(moved)
+
+
+def running(job: Job) -> JobMoved:
+    """What control is told of a job that runs, and of its new end."""
+    return JobMoved(job_id=job.job_id, state=JobState.RUNNING, ends_at=job.ends_at)

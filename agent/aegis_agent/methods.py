@@ -7,18 +7,20 @@ nothing but `session.hello` is answered before it.
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import structlog
 from aegis_links.transfers import TransferPort
 from aegis_protocol import PROTOCOL_VERSION, __version__
 from aegis_protocol.actions import METHOD_ACTION, allowed
 from aegis_protocol.channels import MAX_MESSAGE_BYTES
 from aegis_protocol.errors import AegisError
 from aegis_protocol.failures.agent import SessionInvalid, VersionMismatch
+from aegis_protocol.failures.board import BoardNotGranted
 from aegis_protocol.failures.build import TaskNotFound
 from aegis_protocol.failures.grant import ActionNotGranted, MethodUnknown
+from aegis_protocol.failures.source import DiskFull
 from aegis_protocol.model import Wire
 from aegis_protocol.rpc import (
     METHODS,
@@ -34,6 +36,7 @@ from aegis_protocol.rpc import (
     JobExtendResult,
     LogsTailParams,
     MonitorOpenParams,
+    MonitorOpenResult,
     SessionHelloParams,
     SessionHelloResult,
     SessionLimits,
@@ -45,12 +48,13 @@ from aegis_protocol.rpc import (
 )
 from aegis_protocol.source import MAX_FILE_BYTES, MAX_SOURCE_BYTES
 
-from aegis_agent import boards_work, build_work
+from aegis_agent import boards_work, build_work, log_tail
+from aegis_agent.jobs import running
+from aegis_agent.tasks import MESSAGE_ROOM_BYTES, wire_bytes
 
 if TYPE_CHECKING:
     from aegis_agent.session import PeerSession
-
-log = structlog.get_logger()
+    from aegis_agent.tasks import Task
 
 _TASKS_TOLD: Final = 20
 
@@ -82,10 +86,16 @@ class Methods:
         except AegisError as exc:
             self._session.log.info("request.refused", method=method, code=exc.code)
             raise
+        except OSError as exc:
+            self._session.log.warning("request.failed", method=method, detail=str(exc))
+            raise DiskFull(f"the agent's disk refused it: {exc.strerror}") from exc
         return result.model_dump(mode="json")
 
     async def _answer(self, method: str, wish: Wire) -> Wire:
         session, job = self._session, self._session.job
+        board_id = getattr(wish, "board_id", None)
+        if board_id is not None and board_id not in session.claims.execution.boards:
+            raise BoardNotGranted(f"the grant holds no board {board_id}", board=board_id)
         match method, wish:
             case "session.hello", SessionHelloParams():
                 return self._hello(wish)
@@ -97,17 +107,19 @@ class Methods:
                 return await build_work.start(session, self._plans, wish)
             case "build.status", TaskParams():
                 return job.task(wish.task_id).info()
-            case "build.cancel" | "flash.cancel" | "monitor.close", TaskParams():
+            case "build.cancel" | "flash.cancel", TaskParams():
                 return await self._cancel(wish, kind=method.partition(".")[0])
+            case "monitor.close", TaskParams():
+                return await self._close_monitor(wish)
             case "artifacts.list", TaskParams():
                 found = session.services.results.artifacts(job.identity, wish.task_id)
                 return ArtifactsResult(task_id=wish.task_id, artifacts=found)
             case "artifact.fetch", ArtifactFetchParams():
-                return self._fetch(wish)
+                return await self._fetch(wish)
             case "logs.tail", LogsTailParams():
-                return await build_work.tail(session, wish)
+                return await log_tail.tail(session, wish)
             case "boards.list", Empty():
-                granted = job.execution.boards
+                granted = session.claims.execution.boards
                 every = session.services.boards.boards()
                 return BoardsResult(boards=tuple(b for b in every if b.id in granted))
             case "board.reset", BoardResetParams():
@@ -116,10 +128,11 @@ class Methods:
             case "flash.start", FlashStartParams():
                 return await boards_work.start_flash(session, wish)
             case "monitor.open", MonitorOpenParams():
-                return await boards_work.open_monitor(session, wish)
+                return await self._open_monitor(wish)
             case "job.extend", JobExtendParams():
                 allowed_s = session.services.config.max_job_secs
                 job.extend(wish.timeout_secs, max_job_secs=allowed_s)
+                session.services.tell_control(running(job))
                 return JobExtendResult(ends_at=job.ends_at)
             case "job.end", Empty():
                 job.end(job.outcome())
@@ -135,7 +148,6 @@ class Methods:
         self._greeted = True
         session, config = self._session, self._session.services.config
         self._session.log.info("session.greeted", client=wish.client)
-        newest = list(session.job.tasks.values())[-_TASKS_TOLD:]
         return SessionHelloResult(
             protocol=PROTOCOL_VERSION,
             agent_id=session.services.identity.agent_id,
@@ -152,19 +164,51 @@ class Methods:
                 max_file_bytes=MAX_FILE_BYTES,
                 max_source_bytes=MAX_SOURCE_BYTES,
             ),
-            # Their results are asked for by build.status: all of them might not fit a message.
-            tasks=tuple(t.info().model_copy(update={"build": None}) for t in newest),
+            tasks=self._newest_tasks(),
         )
 
+    def _newest_tasks(self) -> tuple[TaskInfo, ...]:
+        """Those that the peer may know of and that fit a message; results go by build.status."""
+        told: list[TaskInfo] = []
+        room_bytes = MESSAGE_ROOM_BYTES
+        for task in reversed(self._session.job.tasks.values()):
+            summary = task.summary()
+            room_bytes -= wire_bytes(summary)
+            if room_bytes < 0 or len(told) == _TASKS_TOLD:
+                break
+            if self._session.may_see(task):
+                told.append(summary)
+        return tuple(reversed(told))
+
     async def _cancel(self, wish: TaskParams, *, kind: str) -> TaskInfo:
-        task = self._session.job.task(wish.task_id)
-        if task.kind != kind:
-            raise TaskNotFound(f"{wish.task_id} is no {kind}")
+        task = self._own(wish, kind)
         if not task.over:
             await self._session.job.cancel(task)
         return task.info()
 
-    def _fetch(self, wish: ArtifactFetchParams) -> ArtifactFetchResult:
+    async def _open_monitor(self, wish: MonitorOpenParams) -> MonitorOpenResult:
+        opened = await boards_work.open_monitor(self._session, wish)
+        self._session.job.task(opened.task_id).readers.add(self._session)
+        return opened
+
+    async def _close_monitor(self, wish: TaskParams) -> TaskInfo:
+        """Close the console with its last reader; who else has it open reads on."""
+        task = self._own(wish, "monitor")
+        task.readers.discard(self._session)
+        if task.writer is self._session:
+            task.writer = None
+        if task.readers or task.over:
+            return task.info()
+        await self._session.job.cancel(task)
+        return task.info()
+
+    def _own(self, wish: TaskParams, kind: str) -> Task:
+        task = self._session.job.task(wish.task_id)
+        if task.kind != kind:
+            raise TaskNotFound(f"{wish.task_id} is no {kind}")
+        return task
+
+    async def _fetch(self, wish: ArtifactFetchParams) -> ArtifactFetchResult:
         session = self._session
         path, artifact = session.services.results.path(
             session.job.identity, wish.task_id, wish.name
@@ -172,9 +216,13 @@ class Methods:
         port = session.firmware
         if port is None:
             raise ActionNotGranted("artifacts travel on `firmware`, which the grant lacks")
-        session.owned.start(
+        sending = session.owned.start(
             self._send(wish, path, artifact.sha256, port), name=f"send-{wish.transfer}"
         )
+        # What can't even begin (a number in use, too many at once) is this request's to tell.
+        await asyncio.sleep(0)
+        if sending.done() and not sending.cancelled():
+            sending.result()
         return ArtifactFetchResult(
             transfer=TransferRef(
                 transfer=wish.transfer, size_bytes=artifact.size_bytes, sha256=artifact.sha256
@@ -188,5 +236,8 @@ class Methods:
             sent = await port.send_file(wish.transfer, path, from_offset=wish.offset, sha256=sha256)
         except AegisError as exc:
             self._session.log.warning("artifact.not_sent", name=wish.name, code=exc.code)
+            raise
+        except OSError as exc:  # evicted in this moment
+            self._session.log.warning("artifact.not_read", name=wish.name, detail=str(exc))
         else:
             self._session.log.info("artifact.sent", name=wish.name, size_bytes=sent.size_bytes)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import structlog
+from aegis_protocol.errors import AegisError
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 
 class OwnedTasks:
     """
     A set of tasks that ends with its `async with`.
 
-    Unlike a TaskGroup, one that crashes takes nobody with it: it is logged, being a defect.
+    Unlike a TaskGroup, one that fails takes nobody with it: a defect is logged, a named failure is
+    for whoever awaits the task.
     """
 
     def __init__(self) -> None:
@@ -27,7 +31,7 @@ class OwnedTasks:
     async def __aexit__(self, *_: object) -> None:
         await self.cancel()
 
-    def start(self, work: Coroutine[Any, Any, Any], *, name: str) -> asyncio.Task[Any]:
+    def start(self, work: Coroutine[Any, Any, T], *, name: str) -> asyncio.Task[T]:
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
@@ -40,10 +44,11 @@ class OwnedTasks:
         return not self._tasks
 
     async def cancel(self) -> None:
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        if tasks:
+        """Cancel all, what they start meanwhile included, and wait until none is left."""
+        while self._tasks:
+            tasks = list(self._tasks)
+            for task in tasks:
+                task.cancel()
             await asyncio.wait(tasks)
 
     def __len__(self) -> int:
@@ -51,5 +56,23 @@ class OwnedTasks:
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("task.crashed", name=task.get_name(), exc_info=task.exception())
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, AegisError):
+            log.debug("task.failed", name=task.get_name(), code=error.code)
+        elif error is not None:
+            log.error("task.crashed", name=task.get_name(), exc_info=error)
+
+
+async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """Return what `work` returns, or None when `stop` was set first; `work` is canceled then."""
+    stopping = asyncio.create_task(stop.wait(), name="stop")
+    working = asyncio.create_task(work, name="work")
+    try:
+        await asyncio.wait([stopping, working], return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        stopping.cancel()
+        working.cancel()
+        await asyncio.wait([stopping, working])
+        if not working.cancelled():
+            working.exception()  # fetched, whoever leaves here and why

@@ -12,13 +12,17 @@ from aegis_agent.boards import BoardRegistry
 from aegis_agent.build import Builder
 from aegis_agent.config import AgentConfig
 from aegis_agent.identity import Identity
+from aegis_agent.owned_tasks import OwnedTasks
 from aegis_agent.results import ResultStore
 from aegis_agent.source import SourceStore
 
 
 @dataclass(frozen=True)
 class Services:
-    """incoming: a folder on the state's file system for what is being uploaded."""
+    """
+    incoming    a folder on the state's file system for what is being uploaded
+    background  what goes on although the session that began it has ended
+    """
 
     config: AgentConfig
     identity: Identity
@@ -27,4 +31,5 @@ class Services:
     builder: Builder
     boards: BoardRegistry
     incoming: Path
+    background: OwnedTasks
     tell_control: Callable[[ToControl], bool]

@@ -1,0 +1,54 @@
+"""Whether the agent takes new jobs, and if not, why: several may say no at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import IntEnum
+
+import structlog
+
+log = structlog.get_logger()
+
+
+class Why(IntEnum):
+    """Who says no; of several the first is told."""
+
+    STOPPING = 1  # a signal
+    DRAIN = 2  # an operator: the agent stops when the last job has ended
+    PAUSE = 3  # an operator
+    DISK = 4  # the agent itself
+
+
+class Intake:
+    """on_change: called after each change."""
+
+    def __init__(self, on_change: Callable[[], None]) -> None:
+        self._on_change = on_change
+        self._reasons: dict[Why, str] = {}
+
+    @property
+    def reason(self) -> str | None:
+        """Why no new job is taken, at most 200 characters; None: jobs are taken."""
+        return self._reasons[min(self._reasons)] if self._reasons else None
+
+    @property
+    def draining(self) -> bool:
+        """The agent ends with its last job."""
+        return Why.STOPPING in self._reasons or Why.DRAIN in self._reasons
+
+    def closed_by(self, why: Why) -> bool:
+        return why in self._reasons
+
+    def close(self, why: Why, reason: str) -> None:
+        self._set({**self._reasons, why: reason[:200]})
+
+    def open(self, *whys: Why) -> None:
+        """Take back what each of `whys` said; who else says no is still heard."""
+        self._set({why: text for why, text in self._reasons.items() if why not in whys})
+
+    def _set(self, reasons: dict[Why, str]) -> None:
+        if reasons != self._reasons:
+            self._reasons = reasons
+            reason = self.reason
+            log.info("agent.paused" if reason else "agent.resumed", reason=reason)
+            self._on_change()
