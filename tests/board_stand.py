@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import random
 import re
+import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -31,6 +34,14 @@ CHIP = "esp32p4"
 FLASH_BYTES = 16 << 20
 OFFSETS = {"bootloader": 0x2000, "partitions": 0x8000, "app": 0x10000}
 HEARD_WITHIN_S = 15.0
+_RFC2217_SERVER = """
+import sys
+from aegis_agent import serial_urls
+serial_urls.register()
+sys.argv = ["esp_rfc2217_server", "-p", sys.argv[2], sys.argv[1]]
+import esp_rfc2217_server
+esp_rfc2217_server.main()
+"""
 
 
 @dataclass(frozen=True)
@@ -162,3 +173,24 @@ async def running(firmware: Firmware, folder: Path, **settings: Any) -> AsyncIte
     (folder / "flash.bin").write_bytes(flash)
     async with virtual_board(chip=CHIP, flash_file=folder / "flash.bin", **settings) as board:
         yield board
+
+
+@asynccontextmanager
+async def rfc2217_server(url: str, folder: Path) -> AsyncIterator[str]:
+    """esptool's own server in front of the port `url`; yields the URL that it serves."""
+    # It resets the board by itself, with the ioctl that a virtual board's socket does not have.
+    settings = folder / "esptool.cfg"
+    settings.write_text("[esptool]\ncustom_reset_sequence = D0|R1|W0.1|D1|R0|W0.05|D0\n")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", _RFC2217_SERVER, url, str(port)),
+        stderr=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        env={**os.environ, "ESPTOOL_CFGFILE": str(settings)},
+    )
+    try:
+        yield f"rfc2217://127.0.0.1:{port}?ign_set_control"
+    finally:
+        server.kill()
+        await server.wait()

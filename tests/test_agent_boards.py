@@ -282,7 +282,7 @@ async def test_a_flash_teaches_the_boards_identity_which_is_its_id_when_it_is_fr
         assert other.pty is not None
         usb.ports[0].device = other.pty
         device = again.device("mac-6055f9123456", "job-2")
-        with pytest.raises(BoardGone) as caught:
+        with pytest.raises(BoardNotGranted) as caught:
             await device.flash(job_of([blob(tmp, 5000)], target="esp32"), Told())
         assert caught.value.facts == {"mac": other.mac, "flash": "kept"}
         assert {board.id: board.state for board in again.boards()} == {

@@ -10,7 +10,6 @@ import select
 import signal
 import socket
 import struct
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -32,7 +31,18 @@ from aegis_protocol.failures.board import (
     NoResetLines,
 )
 from aegis_protocol.failures.source import DiskFull
-from board_stand import Firmware, Told, blob, held, hello, job_of, running, said, until_said
+from board_stand import (
+    Firmware,
+    Told,
+    blob,
+    held,
+    hello,
+    job_of,
+    rfc2217_server,
+    running,
+    said,
+    until_said,
+)
 from fixtures_platformio import platformio_home
 from waiting import until
 
@@ -357,41 +367,20 @@ async def test_a_console_on_a_bare_socket_is_heard_to_its_last_byte_and_ends_wit
     await console.close()
 
 
-RFC2217_SERVER = """
-import sys
-from aegis_agent import serial_urls
-serial_urls.register()
-sys.argv = ["esp_rfc2217_server", "-p", sys.argv[2], sys.argv[1]]
-import esp_rfc2217_server
-esp_rfc2217_server.main()
-"""
-
-
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore:setDaemon:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:setName:DeprecationWarning")
 async def test_a_board_behind_an_rfc2217_server_is_reset_and_heard(
     board: VirtualBoard, tmp: Path
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    server = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", RFC2217_SERVER, board.url, str(port)),
-        stderr=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-    )
-    try:
+    async with rfc2217_server(board.url, tmp) as url:
         await board.until(lambda now: now.holder is not None)
-        device = held(f"rfc2217://127.0.0.1:{port}?ign_set_control")
-        console = await device.open_console(baud=115_200, spool_dir=tmp / "s")
-        await device.reset()
-        await until_said(console, r"hello from esp32p4\r\n")
-        console.write(b"good day\r")
-        await until_said(console, r"you typed: good day\r\n")
-        await console.close()
-    finally:
-        server.kill()
-        await server.wait()
+        device = held(url)
+        async with closing(await device.open_console(baud=115_200, spool_dir=tmp / "s")) as console:
+            await device.reset()
+            await until_said(console, r"hello from esp32p4\r\n")
+            console.write(b"good day\r")
+            await until_said(console, r"you typed: good day\r\n")
 
 
 @pytest.mark.long

@@ -20,15 +20,16 @@ from aegis_agent.boards import BoardRegistry
 from aegis_agent.build import Builder
 from aegis_agent.build.bundle import write_bundle
 from aegis_agent.config import AgentConfig, StaticBoard
-from aegis_agent.grants import Admitted, GrantGate
+from aegis_agent.grants import GrantGate
 from aegis_agent.identity import Identity
+from aegis_agent.intake import Intake
 from aegis_agent.jobs import Job, JobTable
 from aegis_agent.ledger import Ledger
 from aegis_agent.owned_tasks import OwnedTasks
 from aegis_agent.results import ResultStore
 from aegis_agent.sandbox import Sandbox
 from aegis_agent.services import Services
-from aegis_agent.session import PeerSession
+from aegis_agent.sessions import SessionTable
 from aegis_agent.source import SourceStore
 from aegis_agent.toolchains import Toolchains
 from aegis_agent.virtual_board.control_words import BoardState, FaultName
@@ -50,12 +51,13 @@ from aegis_protocol.failures.board import (
 )
 from aegis_protocol.failures.http import BadRequest
 from aegis_protocol.fingerprint import Fingerprint
-from aegis_protocol.grant import Execution, GrantClaims, WebRtcLimits
+from aegis_protocol.grant import Execution, GrantClaims, WebRtcLimits, sign
 from aegis_protocol.ids import new_id
 from aegis_protocol.manifest import Manifest, ToolchainUsed
 from aegis_protocol.rpc import TaskInfo
 from aegis_protocol.states import JobState, TaskState
 from board_stand import Firmware, blob, hello, job_of, running
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fixtures_platformio import platformio_home
 from waiting import until
 
@@ -69,6 +71,7 @@ class Rig:
     """A job of an agent with boards, and a peer that is connected to it."""
 
     job: Job
+    jobs: JobTable
     results: ResultStore
     boards: BoardRegistry
     incoming: Path
@@ -143,6 +146,7 @@ async def rig_of(tmp: Path, *boards: StaticBoard) -> AsyncIterator[Rig]:
     config = AgentConfig(state_dir=state, name="agent", boards=boards)
     identity = Identity.open(state)
     told: list[ToControl] = []
+    background = OwnedTasks()
 
     def tell_control(frame: ToControl) -> bool:
         told.append(frame)
@@ -172,35 +176,46 @@ async def rig_of(tmp: Path, *boards: StaticBoard) -> AsyncIterator[Rig]:
         ),
         boards=registry,
         incoming=state / "incoming",
+        background=background,
         tell_control=tell_control,
     )
     jobs = JobTable(
         slots=1,
         folder=state / "jobs",
         boards=registry,
+        intake=Intake(lambda: None),
         linger_s=60,
         report=tell_control,
     )
-    certificate = Certificate.generate()
+    certificate, issuer = Certificate.generate(), Ed25519PrivateKey.generate()
     claims = claims_of(identity, certificate, {board.id: 1 for board in boards})
-    rig = Rig(jobs.admit(claims), results, registry, state / "incoming", tmp, told)
     with Ledger(state / "ledger.sqlite") as ledger:
-        gate = GrantGate(ledger, agent_id=identity.agent_id, issuer_keys=dict, skew_s=lambda: None)
+        gate = GrantGate(
+            ledger,
+            agent_id=identity.agent_id,
+            issuer_keys=lambda: {"k1": issuer.public_key()},
+            skew_s=lambda: None,
+        )
         try:
             async with (
                 PeerLink.offering(certificate, channels=tuple(ChannelName)) as link,
                 OwnedTasks() as owned,
             ):
-                offer = JobOffer(
-                    job_id=claims.job_id, jti=claims.jti, grant="-", sdp=link.offer_sdp
+                await SessionTable(gate, jobs, services, owned).offer(
+                    JobOffer(
+                        job_id=claims.job_id,
+                        jti=claims.jti,
+                        grant=sign(claims, issuer, "k1"),
+                        sdp=link.offer_sdp,
+                    )
                 )
-                fingerprint = Fingerprint.parse(claims.webrtc.peer_fingerprint)
-                session = PeerSession(rig.job, Admitted(claims, fingerprint), offer, gate, services)
-                owned.start(session.run(), name="session")
+                (job,) = jobs.jobs
+                rig = Rig(job, jobs, results, registry, state / "incoming", tmp, told)
                 async with connected(link, rig):
                     yield rig
         finally:
             await jobs.close(JobState.CANCELED, None)
+            await background.cancel()
 
 
 @asynccontextmanager
@@ -355,8 +370,7 @@ async def test_a_job_that_ends_takes_its_flash_and_its_console_along(
             started = await rig.ask("flash.start", board_id="bench-1", task_id=task_id)
             await until(lambda: any(params.get("phase") == "write" for _, params in rig.heard))
             rig.job.end(JobState.CANCELED)
-            async with asyncio.timeout(10):
-                await rig.job.over.wait()
+            await until(rig.jobs.idle, within_s=10)
             assert rig.job.task(started["task_id"]).state is TaskState.CANCELED
             with pytest.raises(BoardNotGranted):
                 rig.boards.device("bench-1", rig.job.job_id)

@@ -31,7 +31,7 @@ from aegis_protocol.failures.board import (
     VerifyFailed,
 )
 from aegis_protocol.manifest import FlashSettings
-from board_stand import Firmware, Told, blob, described, held, hello, job_of
+from board_stand import Firmware, Told, blob, described, held, hello, job_of, rfc2217_server
 from fixtures_platformio import platformio_home
 from waiting import until
 
@@ -85,7 +85,7 @@ async def test_a_flash_is_verified_and_the_board_runs_what_was_flashed(
 async def test_progress_is_one_line_that_ends_whole_and_comes_ten_times_a_second_at_most(
     board: VirtualBoard, tmp: Path
 ) -> None:
-    images = [blob(tmp, 2_000_000, offset=0x400000), blob(tmp, 2_000_000)]
+    images = [blob(tmp, 800_000, offset=0x400000), blob(tmp, 800_000)]
     told = Told()
     await held(board).flash(job_of(images), told)
     assert told.phases() == ["connected", "write"]
@@ -136,13 +136,34 @@ async def test_an_application_for_another_chip_is_not_written(
     assert await board.read_flash(0x2000, 4096) == ERASED
 
 
+@pytest.mark.long
+async def test_a_bootloader_that_esptool_refuses_is_for_another_chip(
+    board: VirtualBoard, hello: Firmware, tmp: Path
+) -> None:
+    data = bytearray(hello.job.images[0][1].read_bytes())
+    data[12:14] = b"\x05\x00"
+    (tmp / "boot.bin").write_bytes(data)
+    images = [described("a-name-of-its-own", 0x2000, tmp / "boot.bin"), blob(tmp, 5000)]
+    with pytest.raises(ChipMismatch) as caught:
+        await held(board).flash(job_of(images, erase_all=True), Told())
+    assert caught.value.facts == {"flash": "kept"}
+    data[12:14] = b"\x12\x00"
+    data[15:17] = b"\xe7\x03"  # the lowest revision that it runs on: v9.99
+    (tmp / "boot.bin").write_bytes(data)
+    images[0] = described("a-name-of-its-own", 0x2000, tmp / "boot.bin")
+    with pytest.raises(ChipMismatch, match="revision"):
+        await held(board).flash(job_of(images, erase_all=True), Told())
+    assert await board.read_flash(0x10000, 4096) == ERASED
+
+
 async def test_another_board_at_the_port_than_the_one_that_was_granted_is_left_alone(
     board: VirtualBoard, tmp: Path
 ) -> None:
-    with pytest.raises(BoardGone) as caught:
+    with pytest.raises(BoardNotGranted) as caught:
         await held(board, mac="60:55:f9:00:00:01").flash(job_of([blob(tmp, 5000)]), Told())
     assert caught.value.facts == {"mac": board.mac, "flash": "kept"}
     assert await board.read_flash(0x10000, 4096) == ERASED
+    await board.until(lambda now: now.state is BoardState.RUNNING and now.holder is None)
 
 
 async def test_a_board_that_is_not_there_is_gone_at_once(tmp: Path) -> None:
@@ -222,6 +243,26 @@ async def test_a_board_that_is_pulled_out_in_the_middle_is_gone(
     await device.flash(job_of([blob(tmp, 5000)]), Told())
 
 
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore:setDaemon:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:setName:DeprecationWarning")
+async def test_a_board_behind_an_rfc2217_server_is_flashed(board: VirtualBoard, tmp: Path) -> None:
+    image, path = blob(tmp, 30_000)
+    async with rfc2217_server(board.url, tmp) as url:
+        await board.until(lambda now: now.holder is not None)
+        await held(url).flash(job_of([(image, path)], baud=115_200), Told())
+    assert await board.read_flash(image.offset, image.size_bytes) == path.read_bytes()
+
+
+@pytest.mark.long
+async def test_a_terminal_that_vanishes_in_the_middle_is_a_board_that_is_gone(tmp: Path) -> None:
+    async with virtual_board(chip="esp32", unplug_after_bytes=60_000, has_pty=True) as board:
+        assert board.pty is not None
+        with pytest.raises(BoardGone) as caught:
+            await held(board.pty).flash(job_of([blob(tmp, 200_000)], target="esp32"), Told())
+        assert caught.value.facts["flash"] == "unknown"
+
+
 async def test_a_canceled_flash_leaves_no_process_and_a_board_that_can_be_flashed(
     board: VirtualBoard, tmp: Path
 ) -> None:
@@ -251,6 +292,18 @@ async def test_a_worker_that_does_not_end_when_asked_is_killed_with_the_board_br
     with pytest.raises(asyncio.CancelledError):
         await flashing
     assert not worker.is_running()
+    await board.until(lambda now: now.state is BoardState.RUNNING and now.holder is None)
+
+
+async def test_a_worker_that_dies_is_a_flash_that_failed(board: VirtualBoard, tmp: Path) -> None:
+    told = Told()
+    flashing = asyncio.create_task(held(board).flash(job_of([blob(tmp, 4_000_000)]), told))
+    await until(lambda: "write" in told.phases(), within_s=10)
+    (worker,) = workers()
+    worker.kill()
+    with pytest.raises(FlashFailed) as caught:
+        await flashing
+    assert caught.value.facts["flash"] == "unknown"
     await board.until(lambda now: now.state is BoardState.RUNNING and now.holder is None)
 
 

@@ -53,10 +53,10 @@ async def start_flash(session: PeerSession, wish: FlashStartParams) -> FlashStar
             assert wish.task_id is not None
             flash = _from_results(session, wish, wish.task_id)
         device.check(flash)
+        task = job.new_task("flash", spool=None, board_id=wish.board_id)
     except BaseException:
         await _removed(folder)
         raise
-    task = job.new_task("flash", spool=None, board_id=wish.board_id)
     job.run(task, _flash(job, task, device, flash, folder, session.services.tell_control))
     return FlashStartResult(task_id=task.task_id)
 
@@ -73,10 +73,7 @@ async def open_monitor(session: PeerSession, wish: MonitorOpenParams) -> Monitor
         task = _open_monitor_of(job, wish.board_id)
         is_new = task is None
         if task is None:
-            console = await device.open_console(baud=wish.baud, spool_dir=job.folder / new_id())
-            task = job.new_task("monitor", spool=console.spool, board_id=wish.board_id)
-            task.type = console.write
-            job.run(task, _watch(task, console))
+            task = await _new_monitor(job, device, wish)
     assert task.stream is not None
     assert task.spool is not None
     offset = task.spool.end_offset
@@ -95,6 +92,19 @@ async def open_monitor(session: PeerSession, wish: MonitorOpenParams) -> Monitor
         offset=offset,
         writer=task.writer is session,
     )
+
+
+async def _new_monitor(job: Job, device: BoardDevice, wish: MonitorOpenParams) -> Task:
+    task_id = new_id()
+    console = await device.open_console(baud=wish.baud, spool_dir=job.folder / task_id)
+    try:
+        task = job.new_task("monitor", spool=console.spool, board_id=wish.board_id, task_id=task_id)
+    except BaseException:
+        await uninterrupted(console.close())
+        raise
+    task.type = console.write
+    job.run(task, _watch(task, console))
+    return task
 
 
 def _open_monitor_of(job: Job, board_id: str) -> Task | None:

@@ -114,7 +114,7 @@ def _flash(wish: dict[str, Any]) -> list[str]:
     from esptool import cmds
     from esptool.logger import log
 
-    log.set_logger(_progress_logger())
+    log.set_logger(_progress_logger(len(images) - 1))
     # A port whose board must be in its loader already may need a moment more to answer.
     before, attempts = ("default-reset", _ATTEMPTS) if wish["reset_first"] else ("no-reset", 4)
     esp = cmds.detect_chip(wish["port"], _ROM_BAUD, before, False, attempts)
@@ -164,7 +164,8 @@ def _check_board(esp: Any, wish: dict[str, Any], images: list[tuple[int, bytes]]
     mac = ":".join(f"{byte:02x}" for byte in raw) if raw else None
     _say("connected", chip=chip, mac=mac, description=esp.get_chip_description())
     if wish["mac"] is not None and mac != wish["mac"]:
-        raise _Refused("board.gone", f"another board is at this port now: {mac}", mac=str(mac))
+        message = f"another board is at this port now, with the MAC {mac}"
+        raise _Refused("board.not_granted", message, mac=str(mac))
     if chip != wish["target"]:
         message = f"the images are for {wish['target']}, the board is an {chip}"
         raise _Refused("board.chip_mismatch", message, image=wish["target"], board=chip)
@@ -203,7 +204,7 @@ def _digest(esp: Any, settings: dict[str, str], offset: int, data: bytes) -> str
     return sha256(data).hexdigest()
 
 
-def _progress_logger() -> Any:
+def _progress_logger(last_image: int) -> Any:
     from esptool.logger import TemplateLogger
 
     class ProgressLogger(TemplateLogger):  # type: ignore[misc]
@@ -233,7 +234,7 @@ def _progress_logger() -> Any:
             bar_length: int = 30,
         ) -> None:
             _say("progress", image=self._image, done=cur_iter, total=total_iters)
-            if cur_iter >= total_iters:
+            if cur_iter >= total_iters and self._image < last_image:
                 self._image += 1
 
     return ProgressLogger()

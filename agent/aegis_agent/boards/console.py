@@ -210,8 +210,10 @@ class Console:
         if self.state is ConsoleState.CLOSED and self._closed.is_set():
             return
         self._error = error
-        if not self.spool.finished:
+        try:
             self.spool.finish()
+        except OSError as exc:  # a full disk must not keep the end from being told
+            log.warning("spool.not_finished", board_id=self.board_id, detail=str(exc))
         self._move(ConsoleState.CLOSED)
         self._closed.set()
 

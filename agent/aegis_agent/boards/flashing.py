@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, assert_never
 
 import structlog
@@ -21,6 +21,7 @@ from aegis_protocol.failures.board import (
     BoardBusy,
     BoardError,
     BoardGone,
+    BoardNotGranted,
     BoardSilent,
     ChipMismatch,
     FlashFailed,
@@ -48,12 +49,14 @@ from aegis_agent.sandbox.uninterrupted import uninterrupted
 log = structlog.get_logger()
 
 _RETRY_S: Final = 0.1
+_REMOTE_FACTOR: Final = 4
 _BY_CODE: Final[dict[str, type[AegisError]]] = {
     cls.code: cls
     for cls in (
         BoardBusy,
         BoardError,
         BoardGone,
+        BoardNotGranted,
         BoardSilent,
         ChipMismatch,
         FlashFailed,
@@ -73,7 +76,7 @@ class FlashLimits:
     """
 
     connect_s: float = 40.0
-    stub_s: float = 15.0
+    stub_s: float = 20.0
     erase_s: float = 180.0
     write_s: float = 45.0
     whole_s: float = 60.0
@@ -93,13 +96,25 @@ class FlashLimits:
         largest = max(image.size_bytes for image, _ in job.images)
         return self.write_s + 8 * largest / (1 << 20)
 
+    def on(self, port: str) -> FlashLimits:
+        """These limits for `port`: by rfc2217 every setting of a port is a conversation."""
+        if not port.startswith("rfc2217:"):
+            return self
+        return replace(
+            self,
+            connect_s=self.connect_s * _REMOTE_FACTOR,
+            stub_s=self.stub_s * _REMOTE_FACTOR,
+            write_s=self.write_s * _REMOTE_FACTOR,
+            whole_s=self.whole_s * _REMOTE_FACTOR,
+        )
+
 
 class FlashRun:
     """
     One attempt to write `job`.
 
     locate        returns the board's port as it is now, or None; it may block
-    expected_mac  the board's, where its id is made of it: another board at the port is none of ours
+    expected_mac  the board's, where its id is made of it: another one there is not ours to flash
     on_connected  called with what was read of the board, before anything is written
     has_written   whether anything on the flash may have changed
     """
@@ -132,15 +147,19 @@ class FlashRun:
 
         Raises
         ------
-        ChipMismatch, ImageInvalid   nothing was written
+        ChipMismatch, ImageInvalid, BoardNotGranted   nothing was written
         BoardGone, BoardBusy, BoardSilent, VerifyFailed, FlashFailed, FlashTimedOut
         """
         began = time.monotonic()
+        port = await asyncio.to_thread(self._locate)
+        if port is None:
+            raise BoardGone(f"{self._board_id} is not connected")
+        self._limits = self._limits.on(port)
         whole_s = self._limits.whole_of(self._job)
         progress = FlashProgress([image for image, _ in self._images], on_progress)
         try:
             async with asyncio.timeout(whole_s):
-                done = await self._done(progress, reset_after=reset_after)
+                done = await self._done(port, progress, reset_after=reset_after)
         except TimeoutError as exc:
             raise FlashTimedOut(f"{self._board_id} was not flashed within {whole_s:.0f} s") from exc
         progress.finished()
@@ -166,10 +185,7 @@ class FlashRun:
             duration_s=round(time.monotonic() - began, 3),
         )
 
-    async def _done(self, progress: FlashProgress, *, reset_after: bool) -> Done:
-        port = await asyncio.to_thread(self._locate)
-        if port is None:
-            raise BoardGone(f"{self._board_id} is not connected")
+    async def _done(self, port: str, progress: FlashProgress, *, reset_after: bool) -> Done:
         has_lines = await asyncio.to_thread(ports.has_modem_lines, port)
         reset_after = reset_after and has_lines
         try:

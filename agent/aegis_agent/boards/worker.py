@@ -32,8 +32,8 @@ KILL_AFTER_S: Final = 5.0
 _MAX_LINE_BYTES: Final = 65_536
 _LAST_WORDS_BYTES: Final = 4096
 # EN low, then IO0 low while EN rises, then IO0 free: what the auto-reset circuit of a development
-# kit does. esptool's own sequence is an ioctl that only a real device has.
-_URL_RESET: Final = "custom_reset_sequence = D0|R1|W0.1|D1|R0|W0.05|D0\n"
+# kit does. esptool's own sequence is an ioctl, for which a virtual board's socket has no ear.
+_VIRTUAL_RESET: Final = "custom_reset_sequence = D0|R1|W0.1|D1|R0|W0.05|D0\n"
 
 
 class _Event(BaseModel):
@@ -113,7 +113,7 @@ async def flash_worker(
     """
     with tempfile.TemporaryDirectory(prefix="aegis-flash-") as name:
         folder = Path(name)
-        custom = _URL_RESET if "://" in str(wish["port"]) else ""
+        custom = _VIRTUAL_RESET if str(wish["port"]).startswith("virtual:") else ""
         (folder / "esptool.cfg").write_text(f"[esptool]\n{custom}")
         with (folder / "stderr").open("wb") as stderr:
             process = await asyncio.create_subprocess_exec(
