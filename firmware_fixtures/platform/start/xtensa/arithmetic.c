@@ -64,3 +64,9 @@ uint64_t __muldi3(uint64_t left, uint64_t right)
     }
     return product;
 }
+
+// Since GCC 13 this is what a product of two words becomes.
+uint64_t __umulsidi3(uint32_t left, uint32_t right)
+{
+    return __muldi3(left, right);
+}
