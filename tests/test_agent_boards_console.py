@@ -116,6 +116,7 @@ async def test_a_flash_takes_the_port_of_an_open_console_and_gives_it_back(
         assert "typed at the loader" not in after
 
 
+@pytest.mark.long
 async def test_a_flash_that_fails_gives_the_console_back_with_the_board_running(
     board: VirtualBoard, tmp: Path
 ) -> None:

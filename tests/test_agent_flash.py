@@ -123,6 +123,7 @@ async def test_a_board_that_turns_out_to_be_of_another_chip_is_not_written_to(
         assert learned == [("bench-1", board.mac, "esp32c3")]
 
 
+@pytest.mark.long
 async def test_an_application_for_another_chip_is_not_written(
     board: VirtualBoard, hello: Firmware, tmp: Path
 ) -> None:
@@ -278,6 +279,7 @@ async def test_a_canceled_flash_leaves_no_process_and_a_board_that_can_be_flashe
     await device.flash(job_of([blob(tmp, 3000)]), Told())
 
 
+@pytest.mark.long
 async def test_a_worker_that_does_not_end_when_asked_is_killed_with_the_board_brought_back(
     board: VirtualBoard, tmp: Path
 ) -> None:
@@ -320,6 +322,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.long
 async def test_a_worker_whose_daemon_was_killed_lets_the_port_go(
     board: VirtualBoard, tmp: Path
 ) -> None:
