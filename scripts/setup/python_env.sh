@@ -33,13 +33,26 @@ works() {
     "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 }
 
+# The first that is new enough and that other users can run too, as builds do when root starts them
+# (one below /root is not); for want of such a one, the first that is new enough.
 choose_python() {
-    for candidate in ${PYTHON:-} python3 python3.14 python3.13 python3.12 python3.11; do
-        works "$candidate" && command -v "$candidate" && return 0
+    for candidate in ${PYTHON:-} python3 /usr/bin/python3 python3.14 python3.13 python3.12 python3.11; do
+        works "$candidate" || continue
+        if [ "$candidate" = "${PYTHON:-}" ] || others_can_run "$candidate"; then
+            command -v "$candidate" && return 0
+        fi
+        fallback=${fallback:-$candidate}
     done
+    [ -z "${fallback:-}" ] || { command -v "$fallback" && return 0; }
     say "Python 3.11 or newer is needed; here $(python3 --version 2>/dev/null || echo 'there is no python3')."
     say "If you have one that is not in PATH: make setup PYTHON=/where/it/is/bin/python3.12"
     return 1
+}
+
+others_can_run() {
+    [ "$(id -u)" -eq 0 ] || return 0
+    real=$("$1" -c 'import sys; print(sys._base_executable)') &&
+        (cd / && setpriv --reuid=65534 --regid=65534 --clear-groups "$real" -c '') >/dev/null 2>&1
 }
 
 have_uv() {
