@@ -9,8 +9,6 @@ from typing import Any
 
 import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from aegis_agent.grants import GrantGate
 from aegis_agent.ledger import Ledger
 from aegis_protocol.actions import Action
@@ -29,6 +27,7 @@ from aegis_protocol.failures.link import FingerprintAmbiguous, FingerprintMismat
 from aegis_protocol.fingerprint import Fingerprint
 from aegis_protocol.grant import Execution, GrantClaims, WebRtcLimits, sign
 from aegis_protocol.ids import new_id
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 KEY = Ed25519PrivateKey.generate()
 PEER = Fingerprint(bytes(range(32)))
@@ -139,7 +138,7 @@ def test_a_grant_of_an_unknown_issuer_is_refused(ledger: Ledger) -> None:
 @pytest.mark.parametrize("algorithm", ["none", "HS256"])
 def test_another_algorithm_is_refused(gate: GrantGate, algorithm: str) -> None:
     given = claims()
-    secret = None if algorithm == "none" else "x" * 32
+    secret: Any = None if algorithm == "none" else "x" * 32
     forged = jwt.encode(
         given.model_dump(mode="json"), secret, algorithm=algorithm, headers={"kid": "kid-1"}
     )

@@ -157,7 +157,7 @@ def test_the_settings_are_shown_without_their_secrets(
 def test_settings_can_not_be_changed_once_they_are_read() -> None:
     config = ControlConfig()
     with pytest.raises(ValueError, match="frozen"):
-        config.mcp_auth_secret = SecretStr("x")  # type: ignore[misc]
+        config.mcp_auth_secret = SecretStr("x")
 
 
 def test_a_log_spec_has_levels_for_parts_and_a_format() -> None:

@@ -176,11 +176,12 @@ async def test_a_role_without_the_right_is_refused_before_a_job_is_made(tmp: Pat
     async with bench(tmp / "s") as b:
         await b.agent()
         viewer = await b.client_of(Role.VIEWER)
-        for fields in (
+        refused: tuple[dict[str, Any], ...] = (
             {"actions": ["build.run"]},
             {"required_channels": ["espctl", "source"]},
             {"required_channels": ["serial"]},
-        ):
+        )
+        for fields in refused:
             answer = await viewer.request(**fields)
             assert (answer.status, answer.error.code) == (403, "role.insufficient")
         assert (await viewer.ask("GET", "/jobs")).body == {"jobs": []}
@@ -255,11 +256,12 @@ async def test_what_is_no_json_or_too_much_of_it_is_refused(tmp: Path) -> None:
 async def test_an_unknown_target_agent_or_job_is_refused(tmp: Path) -> None:
     async with bench(tmp / "s") as b:
         client = b.client()
-        for fields, status, code in (
+        refused: tuple[tuple[dict[str, Any], int, str], ...] = (
             ({"target": "esp99"}, 400, "target.unknown"),
             ({"agent_id": "nobody"}, 404, "agent.not_found"),
             ({"job_id": "nothing"}, 404, "job.not_found"),
-        ):
+        )
+        for fields, status, code in refused:
             answer = await client.request(**fields)
             assert (answer.status, answer.error.code) == (status, code)
         assert (await client.ask("GET", "/jobs")).body == {"jobs": []}

@@ -112,6 +112,7 @@ async def test_what_is_no_hello_is_refused(tmp: Path) -> None:
             await agent.socket.send_str(text)
             assert await agent.refusal() == "request.invalid"
         await agent.open()
+        assert agent.socket is not None
         await agent.socket.send_bytes(b"\0\1")
         assert await agent.refusal() == "request.invalid"
 

@@ -30,7 +30,8 @@ def agent(name: str, **facts: Any) -> AgentView:
 
 
 def job(job_id: str = "j", identity: str = "me", **wishes: Any) -> WaitingJob:
-    return WaitingJob(**({"id": job_id, "identity": identity, "created_at": 1.0} | wishes))
+    fields: dict[str, Any] = {"id": job_id, "identity": identity, "created_at": 1.0}
+    return WaitingJob(**(fields | wishes))
 
 
 def chosen(found: Decision) -> dict[str, str]:

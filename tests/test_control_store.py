@@ -18,7 +18,7 @@ from aegis_protocol.states import JOB_MOVES, IllegalMove, JobState
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from control_fixtures import FINGERPRINT
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Dialect, text
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateIndex, CreateTable
 from waiting import until
@@ -51,7 +51,7 @@ async def test_opening_again_keeps_what_is_there(tmp: Path) -> None:
 
 
 def test_the_tables_are_postgresqls_too() -> None:
-    dialect = postgresql.dialect()
+    dialect: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
     for table in tables.metadata.sorted_tables:
         made = str(CreateTable(table).compile(dialect=dialect))
         assert "CREATE TABLE" in made
