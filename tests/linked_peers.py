@@ -11,6 +11,7 @@ from aegis_links.certificate import Certificate
 from aegis_links.peer_link import PeerLink
 from aegis_protocol.channels import ChannelName
 from aegis_protocol.failures.link import ChannelNotGranted
+from udp_path import UdpPath
 
 ALL = frozenset(ChannelName)
 
@@ -28,8 +29,13 @@ async def linked_peers(
     granted: Iterable[ChannelName] = ALL,
     *,
     max_bandwidth_kbps: int = 0,
+    path: UdpPath | None = None,
 ) -> AsyncIterator[Peers]:
-    """An open link: the client offers, the agent answers; max_bandwidth_kbps slows the agent."""
+    """
+    An open link: the client offers, the agent answers; max_bandwidth_kbps slows the agent.
+
+    path  what lies between them; nothing but this host's network by default
+    """
     client_certificate, agent_certificate = Certificate.generate(), Certificate.generate()
     rejected: list[ChannelNotGranted] = []
 
@@ -39,7 +45,7 @@ async def linked_peers(
     async with (
         PeerLink.offering(client_certificate, channels=channels) as client,
         PeerLink.answering(
-            client.offer_sdp,
+            path.of_offer(client.offer_sdp) if path else client.offer_sdp,
             agent_certificate,
             expected_fingerprint=client_certificate.fingerprint,
             granted=granted,
@@ -48,7 +54,8 @@ async def linked_peers(
         ) as agent,
     ):
         await client.accept_answer(
-            agent.answer_sdp, expected_fingerprint=agent_certificate.fingerprint
+            path.of_answer(agent.answer_sdp) if path else agent.answer_sdp,
+            expected_fingerprint=agent_certificate.fingerprint,
         )
         await asyncio.gather(client.opened(10), agent.opened(10))
         yield Peers(client, agent, rejected)

@@ -1,5 +1,5 @@
 """
-The SCTP association of a link: aiortc's, with ears and with bounds.
+The SCTP association of a link: aiortc's, with ears and with bounds, on the fast path or without.
 
 What is added: when the peer was last heard, how much is on its way, a word each time the send
 queue moved, and an end to a peer that makes us keep fragments without limit.
@@ -8,13 +8,16 @@ queue moved, and an end to a peer that makes us keep fragments without limit.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from aegis_protocol.channels import MAX_MESSAGE_BYTES
 from aiortc import RTCDtlsTransport, RTCSctpTransport
 from aiortc.rtcsctptransport import HeartbeatChunk, InboundStream, RTCSctpCapabilities
+
+from aegis_links.fast.receiving import Breach
+from aegis_links.fast.sctp import FastSctp
 
 MAX_INBOUND_STREAMS: Final = 1_024
 MAX_REASSEMBLY_BYTES: Final = 2 * 1024 * 1024
@@ -67,6 +70,11 @@ class Association(RTCSctpTransport):
         return not (self._data_channel_queue or self._outbound_queue or self._sent_queue)
 
     @property
+    def broken_by(self) -> Breach | None:
+        """What the peer did or left undone, where this side ended the association for it."""
+        return None
+
+    @property
     def rtt_s(self) -> float | None:
         """The smoothed round-trip time; None before the first data was acknowledged."""
         return self._srtt
@@ -102,3 +110,29 @@ class Association(RTCSctpTransport):
             self.established.set()
         elif state == self.State.CLOSED:
             self._over.set()
+
+
+class FastAssociation(Association, FastSctp):
+    """The same over a FastDtls."""
+
+    @property
+    def in_flight_bytes(self) -> int:
+        return super(Association, self).in_flight_bytes
+
+    @property
+    def delivered(self) -> bool:
+        return super(Association, self).delivered
+
+    @property
+    def broken_by(self) -> Breach | None:
+        return self.breach
+
+    async def take_packets(self, batch: Sequence[bytes]) -> None:
+        self.heard_at = self._clock()
+        await super().take_packets(batch)
+
+    def _queue_moved(self) -> None:
+        self._ears.flushed()
+
+    def _flooded_by_peer(self, reason: str) -> None:
+        self._ears.flooded(reason)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Final, Literal
 
 import structlog
@@ -36,8 +37,12 @@ from aiortc.rtcdtlstransport import RTCDtlsFingerprint, RTCDtlsParameters
 from aiortc.rtcsctptransport import RTCSctpCapabilities
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from aegis_links.association import Association, AssociationEars
+from aegis_links.association import Association, AssociationEars, FastAssociation
 from aegis_links.certificate import Certificate
+from aegis_links.consent import query_consent
+from aegis_links.fast.dtls import FastDtls
+from aegis_links.fast.guard import is_fast
+from aegis_links.fast.receiving import Breach
 from aegis_links.ice_servers import LiveServers, ServerAddress
 from aegis_links.session_description import DtlsRole, RemoteDescription, write_description
 
@@ -74,10 +79,15 @@ class Transport:
             RTCIceTransportPolicy.RELAY if relay_only else RTCIceTransportPolicy.ALL,
         )
         self._ice = RTCIceTransport(self._gatherer)
-        self._ice._connection.ice_controlling = offering
-        self._dtls = RTCDtlsTransport(self._ice, [certificate.rtc])
+        connection = self._ice._connection
+        connection.ice_controlling = offering
+        connection.query_consent = partial(query_consent, connection)  # type: ignore[method-assign]
+        fast = is_fast()
+        self._dtls = (FastDtls if fast else RTCDtlsTransport)(self._ice, [certificate.rtc])
         self._dtls.on("statechange", self._dtls_moved)
-        self.association = Association(self._dtls, ears, self.ended)
+        self.association: Association = (FastAssociation if fast else Association)(
+            self._dtls, ears, self.ended
+        )
         self.association.on("datachannel", on_channel)
 
     async def gather(self) -> None:
@@ -160,6 +170,11 @@ class Transport:
 
     async def why_ended(self) -> LinkError | None:
         """Return None where the peer closed the connection on purpose."""
+        breach = self.association.broken_by
+        if breach is Breach.NONSENSE:
+            return LinkBroken(breach.value)
+        if breach is Breach.SILENCE:
+            return PeerGone(breach.value)
         pump = self._dtls._task
         if pump is not None and self._dtls.state == "closed":
             await asyncio.wait({pump}, timeout=STOP_LIMIT_S)

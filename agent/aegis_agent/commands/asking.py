@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Coroutine
 from typing import Annotated, Any, TypeVar
 
 import typer
+from aegis_links import event_loop
 
 from aegis_agent.config import AgentConfig
 from aegis_agent.log import configure
@@ -29,7 +29,7 @@ def settings(**options: Any) -> AgentConfig:
 
 
 def finish(work: Coroutine[Any, Any, T]) -> T:
-    return asyncio.run(work)
+    return event_loop.run(work)
 
 
 def print_json(value: object) -> None:

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
+from aegis_links import event_loop
 from aegis_protocol.errors import AegisError
 
 from aegis_client.cli.output import Output
@@ -34,7 +35,7 @@ def run(out: Output, work: Callable[[], Coroutine[Any, Any, ExitCode | None]]) -
     """Run `work` to its end; its AegisError is shown, and its code is the exit code."""
     signals = _Signals(out)
     try:
-        return asyncio.run(_signalled(work, signals)) or ExitCode.OK
+        return event_loop.run(_signalled(work, signals)) or ExitCode.OK
     except AegisError as exc:
         if signals.code is not None:
             return _interrupted(out, signals.code)

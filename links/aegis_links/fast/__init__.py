@@ -1,0 +1,17 @@
+"""
+A faster way through DTLS and SCTP, as subclasses of aiortc's own transports, one per connection.
+
+    guard            whether this is the aiortc that the rest was written for
+    datagrams        bursts of datagrams out of a socket and into it
+    record_layer     many packets into DTLS records and back
+    dtls             RTCDtlsTransport with both
+    packets          SCTP packets as bytes
+    congestion       how much may be on its way
+    gap_blocks       which TSNs arrived, as ranges
+    inbound_stream   fragments to messages
+    sending          the half of an association that sends
+    receiving        the half that receives
+    sctp             RTCSctpTransport with both
+
+What is rare (set-up, shut-down, stream resets) stays aiortc's code.
+"""
