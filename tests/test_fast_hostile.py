@@ -54,7 +54,7 @@ def packet_of(chance: random.Random, end: End) -> bytes:
 
 @pytest.mark.parametrize("seed", range(12))
 async def test_nothing_that_a_peer_can_send_escapes_or_grows(seed: int) -> None:
-    chance = random.Random(seed)
+    chance = random.Random(seed)  # noqa: S311
     async with wired() as (near, _):
         channel = near.open_channel()
         await until(lambda: channel.readyState == "open")

@@ -30,7 +30,7 @@ PIECE = 16_384
 
 
 def noise(size_bytes: int) -> bytes:
-    return random.Random(5).randbytes(size_bytes)
+    return random.Random(5).randbytes(size_bytes)  # noqa: S311
 
 
 async def send_all(link: PeerLink, data: bytes) -> None:

@@ -20,7 +20,7 @@ from structlog.testing import capture_logs
 
 @pytest.mark.parametrize("seed", range(20))
 def test_ranges_are_what_a_set_of_numbers_is(seed: int) -> None:
-    chance = random.Random(seed)
+    chance = random.Random(seed)  # noqa: S311
     blocks: list[gap_blocks.Block] = []
     known: list[gap_blocks.Block] = []
     numbers: set[int] = set()
@@ -65,7 +65,7 @@ def test_a_window_doubles_each_round_then_grows_by_one_packet_and_halves_for_a_l
 
 @pytest.mark.parametrize("seed", range(5))
 def test_bursts_keep_the_order_and_only_their_last_is_shorter(seed: int) -> None:
-    chance = random.Random(seed)
+    chance = random.Random(seed)  # noqa: S311
     packets = [bytes(chance.choice([1188, 1188, 1188, 200, 28])) for _ in range(200)]
     groups = bursts(packets)
     assert [packet for group in groups for packet in group] == packets

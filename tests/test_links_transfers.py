@@ -119,7 +119,7 @@ async def test_many_files_share_a_channel_fairly_and_in_both_directions(tmp: Pat
             tasks.create_task(sender.send_file(number, data))
     assert sorted(finished) == list(files)
     # One after the other, the first would be whole before the last had begun.
-    assert max(spread) < 250_000
+    assert max(spread) < 500_000
 
 
 async def test_a_receiver_that_comes_late_still_gets_all(tmp: Path) -> None:
