@@ -221,5 +221,4 @@ async def exchange() -> str:
 
 
 def test_the_fast_loop_carries_links_where_it_is_installed() -> None:
-    pytest.importorskip("uvloop")
     assert event_loop.run(exchange()).startswith("uvloop")
