@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -27,6 +27,7 @@ from aegis_protocol.board import Board
 from aegis_protocol.channels import ChannelName
 from aegis_protocol.errors import AegisError
 from aegis_protocol.failures.grant import MethodUnknown
+from aegis_protocol.failures.link import PeerGone
 from aegis_protocol.fingerprint import Fingerprint
 from aegis_protocol.ids import new_id, public_id
 from aegis_protocol.manifest import Artifact, Diagnostic, FlashImage, Manifest, ToolchainUsed
@@ -66,6 +67,9 @@ class Script:
     """Nothing that is asked is answered any more, once a build runs."""
     console: tuple[bytes, ...] = (b"boot\r\n",)
     flash_error: AegisError | None = None
+    app: bytes = APP
+    lost_answers: set[str] = field(default_factory=set)
+    """Methods that are served, once, while the link is cut before the answer."""
 
 
 class FakeAgent:
@@ -91,6 +95,8 @@ class FakeAgent:
         self.hello_error: AegisError | None = None
         self.source_bytes = 0
         self.sessions: list[_Session] = []
+        self.fetched: list[tuple[str, int]] = []
+        """Name and offset of each artifact that was asked for."""
         self.spools: dict[str, Spool] = {}
         self._spools = Path(tempfile.mkdtemp(prefix="fake-agent-"))
         self._living: set[asyncio.Task[None]] = set()
@@ -117,6 +123,12 @@ class FakeAgent:
         answered: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()
         self.start(session.live(jti, sdp, fingerprint, answered))
         return await answered
+
+    async def cut(self) -> None:
+        """Break the newest link in the middle of whatever it carries."""
+        link = self.sessions[-1].link
+        assert link is not None
+        await link.close(PeerGone("the network is gone"))
 
     async def close(self) -> None:
         for task in list(self._living):
@@ -191,8 +203,9 @@ class _Session:
                 RpcPeer.over(link.channel(ChannelName.ESPCTL), handler=self.handle)
             )
             for task in self.tasks.values():
-                if task.kind == "build":
-                    self._serve(ChannelName.PTY, task, self.agent.spools[task.task_id])
+                if task.stream is not None:
+                    channel = ChannelName.PTY if task.kind == "build" else ChannelName.SERIAL
+                    self._serve(channel, task, self.agent.spools[task.task_id])
             closing = asyncio.create_task(self.closing.wait())
             gone = asyncio.create_task(link.wait_closed())
             try:
@@ -227,6 +240,9 @@ class _Session:
         if serve is None:
             raise MethodUnknown(f"there is no method {method}")
         answer: dict[str, Any] = await serve(params)
+        if method in self.agent.script.lost_answers:
+            self.agent.script.lost_answers.remove(method)
+            await self.agent.cut()
         return answer
 
     async def _on_session_hello(self, params: dict[str, Any]) -> dict[str, Any]:
@@ -321,9 +337,11 @@ class _Session:
 
     async def _build(self, task: TaskInfo, wish: BuildStartParams, spool: Spool) -> None:
         script = self.agent.script
-        await self.notify(
-            "task.progress", {"task_id": task.task_id, "phase": "compile", "done": 1, "total": 2}
-        )
+        with suppress(AegisError):  # the build goes on without a peer
+            await self.notify(
+                "task.progress",
+                {"task_id": task.task_id, "phase": "compile", "done": 1, "total": 2},
+            )
         for piece in script.output:
             spool.append(piece)
         if script.hold:
@@ -346,6 +364,7 @@ class _Session:
         )
 
     def _firmware(self, wish: BuildStartParams) -> dict[str, bytes]:
+        app = self.agent.script.app
         manifest = Manifest(
             project="hello",
             environment=wish.environment or wish.target,
@@ -355,8 +374,8 @@ class _Session:
                     name="app",
                     path="firmware.bin",
                     offset=0x10000,
-                    size_bytes=len(APP),
-                    sha256=sha256(APP).hexdigest(),
+                    size_bytes=len(app),
+                    sha256=sha256(app).hexdigest(),
                 ),
             ),
             toolchain=ToolchainUsed(kind="platformio", version="6.1"),
@@ -365,7 +384,7 @@ class _Session:
         ).to_bytes()
         signature = self.agent.key.sign(manifest_statement(manifest))
         return {
-            "firmware.bin": APP,
+            "firmware.bin": app,
             "manifest.json": manifest,
             "manifest.sig": b64(signature).encode(),
             "build.log": b"Compiling\n",
@@ -389,6 +408,7 @@ class _Session:
     async def _on_artifact_fetch(self, params: dict[str, Any]) -> dict[str, Any]:
         data = self.agent.files[params["task_id"]][params["name"]]
         number = params["transfer"]
+        self.agent.fetched.append((params["name"], params["offset"]))
 
         async def send() -> None:
             port = self.transfers[ChannelName.FIRMWARE]
@@ -423,7 +443,7 @@ class _Session:
                 update = {"state": TaskState.SUCCEEDED, "flash": result}
             await self.changed(task.model_copy(update=update))
 
-        self.start(flash())
+        self.agent.start(flash())
         return {"task_id": task.task_id}
 
     async def _on_monitor_open(self, params: dict[str, Any]) -> dict[str, Any]:

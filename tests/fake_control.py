@@ -77,6 +77,9 @@ class FakeControl:
         """Actions that the role is without here."""
         self.offers = 0
         self.reject_offers: list[AegisError] = []
+        self.relays = asyncio.Event()
+        """While it is not set, offers do not reach the agent."""
+        self.relays.set()
         self.change_grant: Callable[[GrantReply], GrantReply] = lambda grant: grant
         self.change_answer: Callable[[str, str], Awaitable[tuple[str, str]]] | None = None
         """A control that sits in the middle: gets the agent's SDP and signature, gives others."""
@@ -297,6 +300,7 @@ class FakeControl:
         return _json(OfferReply(job_id=job_id, jti=jti), 202)
 
     async def _relay(self, job_id: str, jti: str, sdp: str, wanted: GrantRequest) -> None:
+        await self.relays.wait()
         answer, signature = await self.agent.answer(
             job_id,
             jti,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aegis_client import connection
+from aegis_client import connector
 from aegis_client.client import Client
 from aegis_client.config import ClientConfig, TrustMode
 from aegis_client.needs import ATTACH, START_BUILD
@@ -65,7 +65,7 @@ async def control() -> AsyncIterator[FakeControl]:
 
 @pytest.fixture(autouse=True)
 def quick_tries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "BETWEEN_TRIES_S", 0.01)
+    monkeypatch.setattr(connector, "BETWEEN_TRIES_S", 0.01)
 
 
 def config_of(
@@ -285,16 +285,6 @@ async def test_what_cannot_get_better_is_not_tried_again(control: FakeControl, t
     assert control.offers == 2
 
 
-async def test_a_clean_close_by_the_agent_is_an_agent_that_is_gone(
-    control: FakeControl, tmp: Path
-) -> None:
-    with pytest.raises(AgentGone):
-        async with reached(control, tmp) as session:
-            control.agent.sessions[0].closing.set()
-            await session.task_ended("none")
-    assert control.agent.ended_jobs == []
-
-
 async def test_what_the_agent_says_before_it_closes_is_what_the_user_hears(
     control: FakeControl, tmp: Path
 ) -> None:
@@ -322,7 +312,8 @@ async def test_an_agent_that_control_has_lost_but_that_answers_is_kept(
         body = AgentGone("its link is down").body().model_dump(mode="json")
         await control.tell(session.job_id, "closed", error=body)
         await until(lambda: "boards.list" in control.agent.calls)
-        assert not session.over
+        assert session.connected
+        assert len(control.agent.sessions) == 1
     assert control.agent.ended_jobs == [session.job_id]
 
 

@@ -21,6 +21,7 @@ from aegis_protocol.rpc import (
 from aegis_protocol.signing import manifest_statement, unb64, verified
 from aegis_protocol.source import checked_path
 
+from aegis_client.connection import Connection
 from aegis_client.failures import OutputUnwritable
 from aegis_client.paired import requested_with
 from aegis_client.reporter import Reporter
@@ -48,7 +49,8 @@ async def download(
 ) -> list[Path]:
     """
     Fetch `artifacts` into `folder`, made if need be. A file that is there already with the right
-    digest is left as it is; what an earlier try left in NAME.part is continued.
+    digest is left as it is; what an earlier try or a lost connection left in
+    NAME.part is continued.
 
     Raises ArtifactUnsafe for a name that leaves the folder, OutputUnwritable, DigestMismatch.
     """
@@ -111,20 +113,23 @@ async def _fetch(
     path: Path,
     progressed: Callable[[str, int], None],
 ) -> None:
-    number = session.firmware.next_number()
-    params = ArtifactFetchParams(
-        task_id=task_id, name=artifact.name, transfer=number, offset=partial_size(path)
-    )
-    await requested_with(
-        session.call("artifact.fetch", params, ArtifactFetchResult),
-        session.firmware.receive_to(
-            number,
-            path,
-            size_bytes=artifact.size_bytes,
-            sha256=artifact.sha256,
-            on_progress=lambda offset: progressed(artifact.name, offset),
-        ),
-    )
+    async def step(connection: Connection) -> None:
+        number = connection.firmware.next_number()
+        params = ArtifactFetchParams(
+            task_id=task_id, name=artifact.name, transfer=number, offset=partial_size(path)
+        )
+        await requested_with(
+            connection.call("artifact.fetch", params, ArtifactFetchResult),
+            connection.firmware.receive_to(
+                number,
+                path,
+                size_bytes=artifact.size_bytes,
+                sha256=artifact.sha256,
+                on_progress=lambda offset: progressed(artifact.name, offset),
+            ),
+        )
+
+    await session.repeated(step)
 
 
 def _place(folder: Path, name: str) -> Path:

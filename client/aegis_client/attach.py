@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from aegis_protocol.failures.build import TaskNotFound
@@ -18,11 +19,18 @@ from aegis_client.wish import Wish
 
 
 async def attach(
-    client: Client, job_id: str, output: Path | None, wait_s: float, reporter: Reporter
+    client: Client,
+    job_id: str,
+    output: Path | None,
+    wait_s: float,
+    reporter: Reporter,
+    sizes: AsyncIterator[tuple[int, int]] | None = None,
 ) -> BuildReport:
     """
     Watch the newest build of a job from its first byte, and fetch what it leaves. Whoever is
     canceled while watching only leaves: the build goes on.
+
+    sizes  (columns, rows) of the viewer's terminal, each time they change
 
     Raises JobNotFound, JobOver, TaskNotFound when the job has no build.
     """
@@ -31,7 +39,7 @@ async def attach(
         build = _newest_build(session)
         record = client.records.find(build.task_id)
         task = await follow_build(
-            session, build.task_id, build.stream or 0, client.records, reporter
+            session, build.task_id, build.stream or 0, client.records, reporter, sizes
         )
         report = _report(session, task, record)
         if report.error is None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
-from aegis_links.streams import StreamViewer
+from aegis_protocol.channels import ChannelName
 from aegis_protocol.errors import AegisError, from_body
 from aegis_protocol.failures.board import FlashCanceled
 from aegis_protocol.failures.build import BuildCanceled, BuildFailed
@@ -24,9 +24,11 @@ from aegis_protocol.rpc import (
 )
 from aegis_protocol.states import TaskState
 
+from aegis_client.connection import Connection
 from aegis_client.project import Project
 from aegis_client.records import TaskRecord, TaskRecords
 from aegis_client.reporter import Reporter
+from aegis_client.resumed_view import ResumedView
 from aegis_client.session import Session
 from aegis_client.upload import Uploaded, upload
 
@@ -66,17 +68,33 @@ async def start_build(
     reporter: Reporter,
 ) -> StartedBuild:
     """Send what the agent lacks of the project and start a build of it; keep a record of it."""
-    uploaded = await upload(session, project, reporter)
-    params = BuildStartParams(
-        plan_id=uploaded.plan_id,
-        target=options.target,
-        environment=options.environment,
-        toolchain=options.toolchain,
-        clean=options.clean,
-        verbose=options.verbose,
-        terminal=options.terminal,
-    )
-    result = await session.call("build.start", params, BuildStartResult, deadline_s=START_S)
+    before = frozenset(session.tasks)
+
+    async def step(connection: Connection) -> tuple[Uploaded, BuildStartResult]:
+        begun = session.new_task("build", before)
+        if begun is not None and begun.stream is not None:
+            # It was started on a connection that was lost before it could say so.
+            return Uploaded("", 0, 0), BuildStartResult(
+                task_id=begun.task_id,
+                stream=begun.stream,
+                toolchain=options.toolchain or "platformio",
+                environment=options.environment or options.target,
+            )
+        uploaded = await upload(connection, project, reporter)
+        params = BuildStartParams(
+            plan_id=uploaded.plan_id,
+            target=options.target,
+            environment=options.environment,
+            toolchain=options.toolchain,
+            clean=options.clean,
+            verbose=options.verbose,
+            terminal=options.terminal,
+        )
+        return uploaded, await connection.call(
+            "build.start", params, BuildStartResult, deadline_s=START_S
+        )
+
+    uploaded, result = await session.repeated(step)
     records.keep(
         TaskRecord(
             task_id=result.task_id,
@@ -111,10 +129,11 @@ async def follow_build(
 
     A failed build is returned, not raised: see `failure`.
     """
-    viewing = asyncio.create_task(_view(session, stream, reporter, sizes), name="pty")
+    view = ResumedView(session, ChannelName.PTY, stream)
+    viewing = asyncio.create_task(_show(view, reporter, sizes), name="pty")
     try:
         task = await session.task_ended(task_id)
-        await _drained(viewing, reporter)
+        await _drained(viewing, view, session, reporter)
     finally:
         viewing.cancel()
         with suppress(asyncio.CancelledError, AegisError):
@@ -128,7 +147,7 @@ async def follow_build(
 async def cancel_build(session: Session, task_id: str) -> bool:
     """Cancel a build within CANCEL_S; tell whether the agent said that nothing of it runs."""
     try:
-        await session.call(
+        await session.call_now(
             "build.cancel", TaskParams(task_id=task_id), TaskInfo, deadline_s=CANCEL_S
         )
     except AegisError as exc:
@@ -149,36 +168,38 @@ def failure(task: TaskInfo) -> AegisError | None:
     return BuildFailed(f"the {task.kind} ended as {task.state}", task_id=task.task_id)
 
 
-async def _view(
-    session: Session,
-    stream: int,
-    reporter: Reporter,
-    sizes: AsyncIterator[tuple[int, int]] | None,
+async def _show(
+    view: ResumedView, reporter: Reporter, sizes: AsyncIterator[tuple[int, int]] | None
 ) -> None:
-    async with session.pty.view(stream) as viewer:
-        resizing = asyncio.create_task(_resize(viewer, sizes), name="resizes")
-        try:
-            async for event in viewer:
+    resizing = asyncio.create_task(_resize(view, sizes), name="resizes")
+    try:
+        async with aclosing(aiter(view)) as events:
+            async for event in events:
                 if isinstance(event, StreamGap):
                     reporter.gap(event.start, event.stop)
                 else:
                     await reporter.output(event.data)
-        finally:
-            resizing.cancel()
-            with suppress(asyncio.CancelledError, AegisError):
-                await resizing
+    finally:
+        resizing.cancel()
+        with suppress(asyncio.CancelledError, AegisError):
+            await resizing
 
 
-async def _resize(viewer: StreamViewer, sizes: AsyncIterator[tuple[int, int]] | None) -> None:
+async def _resize(view: ResumedView, sizes: AsyncIterator[tuple[int, int]] | None) -> None:
     if sizes is not None:
         async for cols, rows in sizes:
-            await viewer.resize(cols, rows)
+            await view.resize(cols, rows)
 
 
-async def _drained(viewing: asyncio.Task[None], reporter: Reporter) -> None:
-    """Wait for the rest of the output. It is all sent by now: a long silence means it is lost."""
-    done, _ = await asyncio.wait([viewing], timeout=DRAIN_S)
-    if done:
-        viewing.result()
-    else:
-        reporter.note("the end of the build's output did not arrive; build.log has all of it")
+async def _drained(
+    viewing: asyncio.Task[None], view: ResumedView, session: Session, reporter: Reporter
+) -> None:
+    """Wait for the rest of the output. It is all there by now: a long silence means it is lost."""
+    before = -1
+    while before != view.offset or not session.connected:
+        before = view.offset
+        done, _ = await asyncio.wait([viewing], timeout=DRAIN_S)
+        if done:
+            return viewing.result()
+    reporter.note("the end of the build's output did not arrive; build.log has all of it")
+    return None

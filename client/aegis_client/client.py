@@ -43,8 +43,8 @@ class Client:
             yield cls(config, store, account, control)
 
     def session(self, wish: Wish, reporter: Reporter) -> AbstractAsyncContextManager[Session]:
-        """See `connection.open_session`."""
+        """See `open_session.open_session`."""
         # Imported here: it brings the peer link's libraries, which most commands don't need.
-        from aegis_client.connection import open_session
+        from aegis_client.open_session import open_session
 
         return open_session(self.control, self.known, self.config.trust, wish, reporter)

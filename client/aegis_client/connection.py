@@ -1,178 +1,118 @@
-"""
-All the way to an agent: certificate, grant, link, greeting; and back, leaving nothing behind.
-
-Three tries, two seconds apart, each with a fresh grant and at most ten seconds. A job that was
-made here ends with the session unless the session says to keep it.
-"""
+"""One connection to an agent: its requests, its channels, and the doubt whether it still lives."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import Final
+from collections.abc import Iterable
+from contextlib import AsyncExitStack
+from typing import Final, TypeVar
 
 import structlog
-from aegis_links.certificate import Certificate
+from aegis_links.streams import StreamPort
+from aegis_links.transfers import TransferPort
+from aegis_protocol.channels import ChannelName
 from aegis_protocol.errors import AegisError
-from aegis_protocol.failures.link import ChannelClosed, LinkClosed, LinkNotOpened, PeerGone
-from aegis_protocol.http_api import GrantReply, GrantRequest, PendingReply
+from aegis_protocol.failures.http import ControlAnswerInvalid
+from aegis_protocol.failures.link import ChannelClosed, LinkClosed, PeerGone, RpcTimedOut
+from aegis_protocol.http_api import GrantReply
+from aegis_protocol.model import Wire
+from aegis_protocol.rpc import BoardsResult, Empty
+from pydantic import ValidationError
 
-from aegis_client.config import TrustMode
-from aegis_client.control import ControlClient
-from aegis_client.handshake import greet
-from aegis_client.placement import granted, requested
-from aegis_client.reporter import Reporter
-from aegis_client.session import Session, TaskNews
+from aegis_client.handshake import Greeted
 from aegis_client.signals import Signals
-from aegis_client.trust import KnownAgents
-from aegis_client.wish import Wish
 
-TRIES: Final = 3
-BETWEEN_TRIES_S: Final = 2.0
-ATTEMPT_S: Final = 10.0
-DROP_S: Final = 2.0
+DOUBT_S: Final = 6.0
+"""How long an agent that control has lost may leave a question unanswered."""
+
+LOST: Final = (PeerGone, LinkClosed, ChannelClosed)
+"""What a link that is lost ends its requests, transfers and streams with."""
 
 _log = structlog.get_logger("aegis_client.connection")
 
-
-@asynccontextmanager
-async def open_session(
-    control: ControlClient,
-    known: KnownAgents,
-    trust: TrustMode,
-    wish: Wish,
-    reporter: Reporter,
-) -> AsyncIterator[Session]:
-    """
-    A session as `wish` asks for.
-
-    Raises what control refuses, JobTimedOut when no agent was free, what keeps the link from
-    opening, AgentKeyChanged and its like; and inside, when the agent is lost, AgentGone or what
-    the agent said before it closed.
-    """
-    certificate = Certificate.generate()
-    made_here = wish.job_id is None
-    request, reply = await requested(control, wish, str(certificate.fingerprint))
-    news = TaskNews(reporter)
-    async with Signals.listening(control, reply.job_id) as signals, AsyncExitStack() as stack:
-        try:
-            session = await _reached(
-                stack, control, signals, known, trust, certificate, wish, request, reply, news,
-                reporter,
-            )  # fmt: skip
-        except BaseException:
-            if made_here:
-                await _drop(control, reply.job_id)
-            raise
-        session.keep_job = not made_here
-        async with _watched(session, signals):
-            try:
-                yield session
-            except (PeerGone, LinkClosed, ChannelClosed) as exc:
-                await _last_words(session)
-                raise session.lost(exc) from exc
-            except asyncio.CancelledError:
-                if not await _goodbye(session) and not session.keep_job:
-                    await _drop(control, session.job_id)
-                raise
-            finally:
-                await _goodbye(session)
+W = TypeVar("W", bound=Wire)
 
 
-async def _reached(
-    stack: AsyncExitStack,
-    control: ControlClient,
-    signals: Signals,
-    known: KnownAgents,
-    trust: TrustMode,
-    certificate: Certificate,
-    wish: Wish,
-    request: GrantRequest,
-    reply: GrantReply | PendingReply,
-    news: TaskNews,
-    reporter: Reporter,
-) -> Session:
-    """Connect, in up to TRIES attempts; what was opened is closed by `stack`."""
-    for left in range(TRIES - 1, -1, -1):
-        grant = await granted(
-            control, signals, request, reply, wait_s=wish.wait_s, reporter=reporter
+class Connection:
+    """A link that is up, greeted, with its channels taken over by `open_ports`."""
+
+    def __init__(self, greeted: Greeted, grant: GrantReply) -> None:
+        self.grant = grant
+        self.agent = greeted.agent
+        self.hello = greeted.hello
+        self.link = greeted.link
+        self._rpc = greeted.rpc
+        self._transfers: dict[ChannelName, TransferPort] = {}
+        self._streams: dict[ChannelName, StreamPort] = {}
+
+    @property
+    def source(self) -> TransferPort:
+        return self._transfers[ChannelName.SOURCE]
+
+    @property
+    def firmware(self) -> TransferPort:
+        return self._transfers[ChannelName.FIRMWARE]
+
+    def streams(self, channel: ChannelName) -> StreamPort:
+        """The port on `pty` or `serial`."""
+        return self._streams[channel]
+
+    @property
+    def over(self) -> bool:
+        """Nothing can be asked any more."""
+        return self._rpc.closed
+
+    async def call(
+        self, method: str, params: Wire, result: type[W], *, deadline_s: float = 60.0
+    ) -> W:
+        """Request `method`; the agent's error comes as its own class."""
+        answer = await self._rpc.request(
+            method, params.model_dump(mode="json", exclude_none=True), deadline_s=deadline_s
         )
         try:
-            async with AsyncExitStack() as attempt:
-                async with _limited(ATTEMPT_S):
-                    greeted = await greet(
-                        attempt, control, signals, known, trust, certificate, grant,
-                        asked=wish.agent, on_notification=news.take,
-                    )  # fmt: skip
-                    session = Session(greeted, grant, news)
-                    await session.open_ports(attempt, wish.needs.channels)
-                await stack.enter_async_context(attempt.pop_all())
-        except AegisError as exc:
-            _log.info("connection.failed", job_id=reply.job_id, code=exc.code, tries_left=left)
-            if not exc.retryable or left == 0:
-                raise
-            reporter.note(f"{exc.message} ({exc.code}); trying again")
-        else:
-            reporter.connected(greeted.agent.name, greeted.link.path)
-            if greeted.first_met:
-                reporter.note(f"met agent {greeted.agent.name!r} first: pinned {greeted.agent.id}")
-            return session
-        await asyncio.sleep(BETWEEN_TRIES_S)
-        reply = await control.request_grant(request)
-    raise AssertionError("unreachable: the last try returns or raises")
+            return result.model_validate(answer)
+        except ValidationError as exc:
+            raise ControlAnswerInvalid(
+                f"the agent's answer to {method} is no {result.__name__}",
+                remedy="Compare `--version` on both sides.",
+            ) from exc
 
+    async def open_ports(self, stack: AsyncExitStack, channels: Iterable[ChannelName]) -> None:
+        """Take over the reading of `channels`, until `stack` is closed."""
+        for name in channels:
+            match name:
+                case ChannelName.SOURCE | ChannelName.FIRMWARE:
+                    port = TransferPort.over(self.link.channel(name))
+                    self._transfers[name] = await stack.enter_async_context(port)
+                case ChannelName.PTY | ChannelName.SERIAL:
+                    streams = StreamPort.over(self.link.channel(name))
+                    self._streams[name] = await stack.enter_async_context(streams)
+                case ChannelName.ESPCTL:
+                    pass
 
-@asynccontextmanager
-async def _limited(limit_s: float) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(limit_s):
-            yield
-    except TimeoutError as exc:
-        raise LinkNotOpened(f"the agent was not reached within {limit_s:.0f} s") from exc
+    async def wait_over(self) -> None:
+        """Return when the link has ended and its last notification was taken."""
+        await self._rpc.wait_closed()
+        # The last notifications are taken by a task that was woken before this one.
+        await asyncio.sleep(0)
 
+    async def doubt(self, signals: Signals) -> None:
+        """
+        Each time control says that the agent is gone, ask the agent itself; end the link when it
+        does not answer. Any answer will do, a refusal too.
+        """
+        doubted: AegisError | None = None
 
-@asynccontextmanager
-async def _watched(session: Session, signals: Signals) -> AsyncIterator[None]:
-    """Notice the end of the link, and doubt an agent that control has lost."""
-    watchers = [
-        asyncio.create_task(session.wait_over(), name="link-end"),
-        asyncio.create_task(session.doubt(signals), name="doubt"),
-    ]
-    try:
-        yield
-    finally:
-        for watcher in watchers:
-            watcher.cancel()
-        await asyncio.gather(*watchers, return_exceptions=True)
+        def news() -> AegisError | None:
+            return signals.closed if signals.closed is not doubted else None
 
-
-async def _last_words(session: Session) -> None:
-    """Give what the agent said just before the end the time to be taken."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(0.5):
-            await session.wait_over()
-
-
-async def _goodbye(session: Session) -> bool:
-    """End the job at the agent unless it is kept; tell whether the agent knows."""
-    if session.keep_job:
-        return True
-    if session.over:
-        return False
-    try:
-        await session.end_job()
-    except AegisError as exc:
-        _log.info("goodbye.failed", job_id=session.job_id, code=exc.code)
-        return False
-    session.keep_job = True  # ended: there is nothing left to end
-    return True
-
-
-async def _drop(control: ControlClient, job_id: str) -> None:
-    """Cancel a job that came to nothing, so that it holds no slot; short, and never raises."""
-    try:
-        async with asyncio.timeout(DROP_S):
-            await control.cancel_job(job_id)
-    except (AegisError, TimeoutError) as exc:
-        _log.info("job.not_dropped", job_id=job_id, error=str(exc))
+        while True:
+            doubted = await signals.until(news)
+            try:
+                await self.call("boards.list", Empty(), BoardsResult, deadline_s=DOUBT_S)
+            except RpcTimedOut:
+                gone = PeerGone("it has left control, and does not answer here either")
+                await self.link.close(gone)
+                return
+            except AegisError as exc:
+                _log.info("agent.doubted", code=exc.code)

@@ -44,6 +44,8 @@ from aegis_client.tls import trust_context
 TRIES: Final = 3
 MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
 MAX_RETRY_AFTER_S: Final = 10.0
+KEEPALIVE_S: Final = 4.0
+"""Shorter than a lost peer takes to be noticed: the way back begins with a fresh connection."""
 _BACKOFF_S: Final = (0.25, 1.0)
 
 W = TypeVar("W", bound=Wire)
@@ -65,7 +67,9 @@ class ControlClient:
         """Nothing is sent before the first request."""
         host = urlsplit(account.url).hostname or ""
         async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=trust_context(config)),
+            connector=aiohttp.TCPConnector(
+                ssl=trust_context(config), keepalive_timeout=KEEPALIVE_S
+            ),
             timeout=aiohttp.ClientTimeout(
                 total=config.request_timeout_s, sock_connect=config.connect_timeout_s
             ),

@@ -16,6 +16,15 @@ class UrlInsecure(AegisError):
     )
 
 
+class AnswerOverdue(AegisError):
+    code = "link.no_answer"
+    remedy = (
+        "Control took the offer, and the agent did not answer it: see with `espctl agents` whether "
+        "it is online, then try again."
+    )
+    retryable = True
+
+
 class Interrupted(AegisError):
     code = "command.interrupted"
     remedy = "What it had started on the agent was canceled: run it again when you want to."

@@ -25,6 +25,7 @@ from aegis_protocol.rpc import (
 
 from aegis_client.board_choice import check_chip, fits
 from aegis_client.build import failure
+from aegis_client.connection import Connection
 from aegis_client.firmware import Firmware
 from aegis_client.paired import requested_with
 from aegis_client.reporter import Reporter
@@ -133,31 +134,43 @@ async def flash(
 async def _started(
     session: Session, source: FlashSource, board: Board, options: FlashOptions
 ) -> FlashStartResult:
+    before = frozenset(session.tasks)
     params = FlashStartParams(
         board_id=board.id,
         task_id=source.task_id,
         baud=options.baud,
         erase_all=options.erase_all,
     )
-    if source.bundle is None:
-        return await session.call("flash.start", params, FlashStartResult, deadline_s=START_S)
-    data = await asyncio.to_thread(source.bundle.read_bytes)
-    digest = sha256(data).hexdigest()
-    ref = TransferRef(transfer=session.source.next_number(), size_bytes=len(data), sha256=digest)
-    return await requested_with(
-        session.call(
-            "flash.start",
-            params.model_copy(update={"bundle": ref}),
-            FlashStartResult,
-            deadline_s=request_s(len(data)),
-        ),
-        session.source.send_file(ref.transfer, data, sha256=digest),
-    )
+    data = b"" if source.bundle is None else await asyncio.to_thread(source.bundle.read_bytes)
+
+    async def step(connection: Connection) -> FlashStartResult:
+        begun = session.new_task("flash", before)
+        if begun is not None:
+            # It was started on a connection that was lost before it could say so.
+            return FlashStartResult(task_id=begun.task_id)
+        if source.bundle is None:
+            return await connection.call(
+                "flash.start", params, FlashStartResult, deadline_s=START_S
+            )
+        digest = sha256(data).hexdigest()
+        number = connection.source.next_number()
+        ref = TransferRef(transfer=number, size_bytes=len(data), sha256=digest)
+        return await requested_with(
+            connection.call(
+                "flash.start",
+                params.model_copy(update={"bundle": ref}),
+                FlashStartResult,
+                deadline_s=request_s(len(data)),
+            ),
+            connection.source.send_file(ref.transfer, data, sha256=digest),
+        )
+
+    return await session.repeated(step)
 
 
 async def _cancel(session: Session, task_id: str) -> None:
     try:
         params = TaskParams(task_id=task_id)
-        await session.call("flash.cancel", params, TaskInfo, deadline_s=CANCEL_S)
+        await session.call_now("flash.cancel", params, TaskInfo, deadline_s=CANCEL_S)
     except AegisError as exc:
         _log.warning("flash.not_canceled", task_id=task_id, code=exc.code)

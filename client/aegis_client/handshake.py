@@ -27,10 +27,13 @@ from aegis_protocol.signing import dtls_statement, unb64, verified
 
 from aegis_client.config import TrustMode
 from aegis_client.control import ControlClient
+from aegis_client.hops import Attempt, Hop
 from aegis_client.signals import Signals
 from aegis_client.trust import AgentIdentity, KnownAgents
 
-ATTEMPT_S: Final = 10.0
+_MARGIN_S: Final = 0.2
+"""The link tells how far it came when its own time is over: just before the attempt's is."""
+
 COMPRESSIONS: Final = ("none", "deflate")
 
 OnNotification = Callable[[str, dict[str, Any]], Awaitable[None]]
@@ -74,9 +77,10 @@ async def greet(
     *,
     asked: str | None,
     on_notification: OnNotification,
+    attempt: Attempt,
 ) -> Greeted:
     """
-    Connect with `grant`; what is opened is closed by `stack`.
+    Connect with `grant`; what is opened is closed by `stack`. `attempt` is told of each hop.
 
     Raises
     ------
@@ -93,15 +97,19 @@ async def greet(
             ice_servers=grant.ice_servers,
         )
     )
+    attempt.hop = Hop.SIGNALLING
     await signals.wait_connected()
     signals.closed = None
     sent = await control.offer(grant.job_id, grant.grant, link.offer_sdp)
     answer = await signals.answer(sent.jti)
+    attempt.hop = Hop.DTLS
     signed = _verified(answer, agent, certificate.fingerprint)
     await link.accept_answer(answer.sdp, expected_fingerprint=signed)
     for candidate in signals.candidates.get(sent.jti, []):
         _add(link, candidate)
-    await link.opened(deadline_s=ATTEMPT_S)
+    attempt.hop = Hop.ICE
+    await link.opened(deadline_s=max(0.1, attempt.left_s - _MARGIN_S))
+    attempt.hop = Hop.AGENT
     if not was_known:
         known.pin_first(agent)
     rpc = await stack.enter_async_context(
@@ -115,7 +123,7 @@ async def greet(
                 client=f"espctl/{aegis_protocol.__version__}",
                 compressions=COMPRESSIONS,
             ).model_dump(mode="json"),
-            deadline_s=ATTEMPT_S,
+            deadline_s=max(0.1, attempt.left_s),
         )
     )
     if hello.protocol != aegis_protocol.PROTOCOL_VERSION:

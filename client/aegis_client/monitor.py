@@ -5,23 +5,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import structlog
-from aegis_links.streams import StreamViewer
 from aegis_protocol.actions import Action
+from aegis_protocol.channels import ChannelName
 from aegis_protocol.errors import AegisError
 from aegis_protocol.failures.board import MonitorFailed, MonitorLimit
-from aegis_protocol.frames import StreamGap
+from aegis_protocol.frames import StreamGap, StreamOutput
 from aegis_protocol.rpc import MonitorOpenParams, MonitorOpenResult, TaskInfo, TaskParams
 
 from aegis_client.build import failure
 from aegis_client.expect import ConsoleWatch, Match
 from aegis_client.failures import OutputUnwritable
 from aegis_client.reporter import Reporter
+from aegis_client.resumed_view import ResumedView
 from aegis_client.session import Session
 
 CLOSE_S: Final = 3.0
@@ -165,14 +166,17 @@ class _Run:
         log: BinaryIO | None,
         keys: AsyncIterator[bytes] | None,
     ) -> Match | None:
-        async with self._session.serial.view(opened.stream, from_offset=opened.offset) as viewer:
-            typing = asyncio.create_task(_type(viewer, keys), name="keys")
-            try:
-                match = await self._matched(viewer, log)
-            finally:
-                typing.cancel()
-                with suppress(asyncio.CancelledError, AegisError):
-                    await typing
+        view = ResumedView(
+            self._session, ChannelName.SERIAL, opened.stream, from_offset=opened.offset
+        )
+        typing = asyncio.create_task(_type(view, keys), name="keys")
+        try:
+            async with aclosing(aiter(view)) as events:
+                match = await self._matched(events, log)
+        finally:
+            typing.cancel()
+            with suppress(asyncio.CancelledError, AegisError):
+                await typing
         if match is None:
             # The console ended by itself: the task says why.
             task = await self._session.task_ended(opened.task_id)
@@ -181,9 +185,10 @@ class _Run:
                 raise error
         return match
 
-    async def _matched(self, viewer: StreamViewer, log: BinaryIO | None) -> Match | None:
+    async def _matched(
+        self, events: AsyncIterator[StreamOutput | StreamGap], log: BinaryIO | None
+    ) -> Match | None:
         found: Match | None = None
-        events = aiter(viewer)
         clock, ends_at = asyncio.get_running_loop().time, None
         while True:
             try:
@@ -208,19 +213,17 @@ class _Run:
                 return found
 
 
-async def _type(viewer: StreamViewer, keys: AsyncIterator[bytes] | None) -> None:
+async def _type(view: ResumedView, keys: AsyncIterator[bytes] | None) -> None:
     if keys is not None:
         async for data in keys:
-            await viewer.send_input(data)
+            await view.send_input(data)
 
 
 async def _closed(session: Session, task_id: str) -> None:
     """End the monitor's task at the agent, if there is still an agent."""
-    if session.over:
-        return
     try:
         params = TaskParams(task_id=task_id)
-        await session.call("monitor.close", params, TaskInfo, deadline_s=CLOSE_S)
+        await session.call_now("monitor.close", params, TaskInfo, deadline_s=CLOSE_S)
     except AegisError as exc:
         _log.info("monitor.not_closed", task_id=task_id, code=exc.code)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Final
 from urllib.parse import quote
 
@@ -45,6 +45,8 @@ class Signals:
     def __init__(self, control: ControlClient, job_id: str) -> None:
         self._control, self._job_id = control, job_id
         self._changes = Changes()
+        self._last_id = ""
+        self._readings: set[asyncio.Task[None]] = set()
         self.until = self._changes.until
         self.connected = False
         self.error: AegisError | None = None
@@ -53,7 +55,8 @@ class Signals:
         self.assigned = False
         self.reasons: tuple[Reason, ...] = ()
         self.closed: AegisError | None = None
-        """The agent's link to control is down, or the job ended."""
+        """The agent's link to control is down since `closed_at`, or the job ended."""
+        self.closed_at = 0.0
         self.answers: dict[str, Answer | AegisError] = {}
         """By `jti`: the agent's answer, or why it refused."""
         self.candidates: dict[str, list[Candidate]] = {}
@@ -62,13 +65,28 @@ class Signals:
     @asynccontextmanager
     async def listening(cls, control: ControlClient, job_id: str) -> AsyncIterator[Signals]:
         signals = cls(control, job_id)
-        reading = asyncio.create_task(signals._read(), name=f"signals-{job_id}")
+        signals.reopen()
         try:
             yield signals
         finally:
+            readings = list(signals._readings)
+            for reading in readings:
+                reading.cancel()
+            await asyncio.gather(*readings, return_exceptions=True)
+
+    def reopen(self) -> None:
+        """
+        Open the stream anew, from where it is: after a change of network the old one may be dead
+        without anybody having said so.
+        """
+        for reading in self._readings:
             reading.cancel()
-            with suppress(asyncio.CancelledError):
-                await reading
+        if self.error is not None:
+            return  # refused for good
+        self.connected = False
+        reading = asyncio.create_task(self._read(), name=f"signals-{self._job_id}")
+        self._readings.add(reading)
+        reading.add_done_callback(self._readings.discard)
 
     async def wait_connected(self) -> None:
         """Return once the stream is open. Raises what made it end for good."""
@@ -99,14 +117,15 @@ class Signals:
 
     async def _read(self) -> None:
         """Read, and open the stream again when it breaks, until canceled or refused."""
-        parser, failures = SseParser(), 0
+        failures = 0
         while True:
             try:
                 path = f"/signaling/{quote(self._job_id, safe='')}/events"
-                async with self._control.event_bytes(path, parser.last_id) as pieces:
-                    parser = SseParser(parser.last_id)
+                async with self._control.event_bytes(path, self._last_id) as pieces:
+                    parser = SseParser(self._last_id)
                     async for piece in pieces:
                         for event in parser.feed(piece):
+                            self._last_id = event.id
                             self._take(event)
                             failures = 0
             except AegisError as exc:
@@ -132,6 +151,8 @@ class Signals:
             case State():
                 self.state, self.reasons = event.state, event.reasons
                 self.assigned = event.state in (JobState.ASSIGNED, JobState.RUNNING)
+                if self.assigned:
+                    self.closed = None  # the agent is back; if it is not, control says so next
             case Assigned():
                 self.assigned = True
             case Answer():
@@ -144,6 +165,7 @@ class Signals:
                 self.answers[event.jti] = from_body(event.error)
             case Closed():
                 self.closed = from_body(event.error) if event.error else None
+                self.closed_at = asyncio.get_running_loop().time()
             case _:
                 return
         self._changes.wake()

@@ -24,10 +24,10 @@ from aegis_protocol.rpc import (
 from aegis_protocol.signing import unb64
 from aegis_protocol.source import MAX_PLAN_BYTES, SourceFile, unique_blobs, unpack_bitmap
 
+from aegis_client.connection import Connection
 from aegis_client.paired import requested_with
 from aegis_client.project import Project
 from aegis_client.reporter import Reporter
-from aegis_client.session import Session
 
 _REQUEST_S: Final = 600.0
 _SLOWEST_BYTES_S: Final = 4096
@@ -44,13 +44,13 @@ class Uploaded:
     sent_bytes: int
 
 
-async def upload(session: Session, project: Project, reporter: Reporter) -> Uploaded:
+async def upload(connection: Connection, project: Project, reporter: Reporter) -> Uploaded:
     """
     Bring the project to the agent.
 
     Raises SourceChanged when a file changed meanwhile, and what the agent refuses.
     """
-    plan = await _send_plan(session, project)
+    plan = await _send_plan(connection, project)
     if plan.missing_count == 0:
         return Uploaded(plan.plan_id, 0, 0)
     blobs = unique_blobs(project.plan.files)
@@ -61,20 +61,20 @@ async def upload(session: Session, project: Project, reporter: Reporter) -> Uplo
             "the agent's list of missing files does not fit the plan"
         ) from exc
     missing = [blob for blob, lacks in zip(blobs, wanted, strict=True) if lacks]
-    compression: Compression = "deflate" if "deflate" in session.hello.compressions else "none"
+    compression: Compression = "deflate" if "deflate" in connection.hello.compressions else "none"
     with tempfile.TemporaryDirectory(prefix="espctl-") as folder:
         pack = Path(folder) / "pack"
         digest = await asyncio.to_thread(write_pack, project, missing, pack, compression)
         size = pack.stat().st_size
-        ref = TransferRef(transfer=session.source.next_number(), size_bytes=size, sha256=digest)
+        ref = TransferRef(transfer=connection.source.next_number(), size_bytes=size, sha256=digest)
         params = SourcePushParams(plan_id=plan.plan_id, pack=ref, compression=compression)
 
         def progressed(offset: int) -> None:
             reporter.progress("upload", offset, size, f"{len(missing)} files")
 
         await requested_with(
-            session.call("source.push", params, SourcePushResult, deadline_s=request_s(size)),
-            session.source.send_file(ref.transfer, pack, sha256=digest, on_progress=progressed),
+            connection.call("source.push", params, SourcePushResult, deadline_s=request_s(size)),
+            connection.source.send_file(ref.transfer, pack, sha256=digest, on_progress=progressed),
         )
     reporter.progress("upload", size, size, f"{len(missing)} files")
     return Uploaded(plan.plan_id, len(missing), size)
@@ -108,18 +108,18 @@ def request_s(size_bytes: int) -> float:
     return _REQUEST_S + size_bytes / _SLOWEST_BYTES_S
 
 
-async def _send_plan(session: Session, project: Project) -> SourcePlanResult:
+async def _send_plan(connection: Connection, project: Project) -> SourcePlanResult:
     data = project.plan.model_dump_json().encode()
     if len(data) > MAX_PLAN_BYTES:
         raise SourceTooLarge("the list of the project's files is too long")
     digest = sha256(data).hexdigest()
-    ref = TransferRef(transfer=session.source.next_number(), size_bytes=len(data), sha256=digest)
+    ref = TransferRef(transfer=connection.source.next_number(), size_bytes=len(data), sha256=digest)
     return await requested_with(
-        session.call(
+        connection.call(
             "source.plan",
             SourcePlanParams(plan=ref),
             SourcePlanResult,
             deadline_s=request_s(len(data)),
         ),
-        session.source.send_file(ref.transfer, data, sha256=digest),
+        connection.source.send_file(ref.transfer, data, sha256=digest),
     )

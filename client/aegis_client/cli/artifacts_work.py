@@ -13,6 +13,7 @@ from aegis_client.cli.progress import LiveReporter, log_stream
 from aegis_client.client import Client
 from aegis_client.download_build import download_build, find_build, list_build
 from aegis_client.exit_codes import ExitCode
+from aegis_client.terminal import sizes
 
 
 def list_artifacts(out: Output, name: str | None, agent: str | None, wait_s: float) -> ExitCode:
@@ -57,7 +58,7 @@ def attach(
             record = find_build(client, None, None).record
         job_id = record.job_id if record is not None else job or ""
         with LiveReporter(out, log_stream(out, show)) as reporter:
-            report = await attaching.attach(client, job_id, output, wait_s, reporter)
+            report = await attaching.attach(client, job_id, output, wait_s, reporter, sizes())
         return shown(out, report)
 
     return with_client(out, work)
