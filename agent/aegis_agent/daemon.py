@@ -153,6 +153,10 @@ class Daemon:
                 await self._live(enrollment)
         log.info("agent.stopped")
 
+    def stop(self) -> None:
+        """Cancel what runs and go, as after a second signal."""
+        self._stopping.set()
+
     async def _enrolled(self) -> Enrollment:
         """The enrolment; where the secret enrols us and control is away, it is waited for."""
         while True:
@@ -220,7 +224,7 @@ class Daemon:
                 self._stopping.set()
         elif self._signals == 2:
             log.info("agent.canceling")
-            self._stopping.set()
+            self.stop()
         else:
             os._exit(1)
 

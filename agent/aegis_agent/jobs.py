@@ -82,6 +82,8 @@ class JobTable:
         self._ends: dict[str, _End] = {}
         self._owned = OwnedTasks()
         self._warm: dict[str, None] = {}
+        self.one_ended = asyncio.Event()
+        """Set with each job's end; who waits for it clears it."""
         if folder.exists():
             remove_tree(folder)
         folder.mkdir(parents=True, mode=0o700)
@@ -207,6 +209,7 @@ class JobTable:
             del self._jobs[job.job_id]
             self._free.add(job.slot)
             self._note_end(job, state, error)
+            self.one_ended.set()
             for peer in list(job.peers):
                 peer.close(error)
         await job.deserted(deadline_s=_GOODBYE_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -54,7 +55,10 @@ class Rounds:
         """Look every two seconds; return once the agent drains and has no job left."""
         while not (self._intake.draining and self._jobs.idle()):
             await self.look()
-            await asyncio.sleep(_ROUND_S)
+            self._jobs.one_ended.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_ROUND_S):
+                    await self._jobs.one_ended.wait()
 
     async def look(self) -> None:
         """One round."""
