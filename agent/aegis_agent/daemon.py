@@ -105,6 +105,7 @@ class Daemon:
             discover=config.discover_boards,
             state_dir=state,
             on_change=self._boards_changed,
+            spool_bytes=config.spool_bytes,
         )
         self.jobs = JobTable(
             slots=config.slots,

@@ -176,6 +176,6 @@ def _flashed(out: Output, report: FlashReport) -> None:
     )
     if result.regions and not out.quiet:
         out.table(
-            ["offset", "region", "bytes", "SHA-256 as read back"],
+            ["offset", "region", "bytes", "SHA-256, as verified"],
             [[f"0x{r.offset:x}", r.name, str(r.size_bytes), r.sha256[:16]] for r in result.regions],
         )
