@@ -24,7 +24,7 @@ from aegis_protocol.ids import public_id
 from aegis_protocol.signing import unb64
 from aegis_protocol.states import JobState
 from agent_control import TOKEN, ControlPlane
-from agent_stand import Peer, RunningAgent, an_agent, rejection
+from agent_stand import Peer, RunningAgent, an_agent, rejection, unlinked_agent
 from waiting import until
 
 PROGRAM = Path(sys.executable).parent / "aegis-agent"
@@ -248,6 +248,23 @@ async def test_a_ledger_that_can_not_be_written_refuses_offers_and_no_more(
         other.close()
         async with agent.peer() as peer:
             await peer.hello()
+
+
+async def test_systemd_need_not_wait_for_a_control_that_is_away(
+    control: ControlPlane, tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aegis_agent.daemon._ENROLL_AGAIN_S", 0.05)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp / "notify"))
+    await control.stop()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as heard:
+        heard.bind(str(tmp / "notify"))
+        heard.settimeout(10)
+        async with unlinked_agent(control, tmp) as agent:
+            assert await asyncio.to_thread(heard.recv, 4096) == b"READY=1"
+            assert (await asyncio.to_thread(heard.recv, 4096)).startswith(b"STATUS=not enrolled")
+            notifier = agent.daemon._manager._notifier
+        assert notifier is not None
+        notifier.socket.close()
 
 
 async def test_a_full_disk_pauses_the_agent_until_there_is_room(

@@ -124,6 +124,15 @@ def test_a_grant_that_lives_too_long_is_refused(gate: GrantGate) -> None:
         gate.admit(offer(claims(exp=time.time() + 3600)))
 
 
+@pytest.mark.parametrize(("nbf", "iat"), [(-86_400.0, 0.0), (0.0, 86_400.0)])
+def test_a_grants_life_counts_from_both_of_its_beginnings(
+    gate: GrantGate, nbf: float, iat: float
+) -> None:
+    now = time.time()
+    with pytest.raises((GrantInvalid, GrantNotYetValid)):
+        gate.admit(offer(claims(nbf=now + nbf, iat=now + iat, exp=now + iat + 30)))
+
+
 def test_a_forged_grant_is_refused(gate: GrantGate) -> None:
     with pytest.raises(GrantInvalid):
         gate.admit(offer(claims(), key=Ed25519PrivateKey.generate()))

@@ -167,6 +167,7 @@ class Daemon:
                 if not exc.retryable:
                     raise
                 log.warning("agent.not_enrolled_yet", code=exc.code, detail=exc.message)
+                self._manager.ready()  # it does what it can: a restart would not do better
                 self._manager.status(f"not enrolled yet: {exc.message}")
                 self._manager.alive()
             await asyncio.sleep(_ENROLL_AGAIN_S)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
+from typing import Final
 
 import aiohttp
 
 from aegis_agent.config import ConfigInvalid
+
+_REQUEST_S: Final = 20.0
+"""Less than what a watchdog waits."""
 
 
 def trust(ca_file: Path | None) -> ssl.SSLContext:
@@ -22,9 +26,9 @@ def trust(ca_file: Path | None) -> ssl.SSLContext:
 
 
 def control_session(trusted: ssl.SSLContext, *, connect_timeout_s: float) -> aiohttp.ClientSession:
-    """A session whose requests end within 60 s; the caller closes it."""
+    """A session whose requests end within 20 s; the caller closes it."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(ssl=trusted),
-        timeout=aiohttp.ClientTimeout(total=60, connect=connect_timeout_s),
+        timeout=aiohttp.ClientTimeout(total=_REQUEST_S, connect=connect_timeout_s),
         trust_env=True,
     )

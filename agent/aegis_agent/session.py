@@ -72,8 +72,8 @@ class PeerSession:
         self.log = log.bind(job_id=job.job_id, jti=self.claims.jti, identity=job.identity)
 
     def is_for(self, offer: JobOffer) -> bool:
-        """Tell whether `offer` is the very one that this session answers."""
-        return offer == self._offer
+        """Tell whether `offer` is the one that this session answers; ICE servers may be newer."""
+        return (offer.grant, offer.sdp) == (self._offer.grant, self._offer.sdp)
 
     async def run(self) -> None:
         """
@@ -163,7 +163,7 @@ class PeerSession:
         self.services.tell_control(
             JobAccepted(job_id=self.job.job_id, jti=self.claims.jti, ends_at=self.job.ends_at)
         )
-        self.log.info("session.opened", path=link.path, channels=sorted(self.granted))
+        self.log.info("session.opened", path=link.path, channels=sorted(map(str, self.granted)))
 
     def _check_wanted(self) -> None:
         """Raise why the connection is not to be opened any more, if it is not."""
