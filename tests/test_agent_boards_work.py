@@ -49,6 +49,7 @@ from aegis_protocol.failures.board import (
     ImageInvalid,
     NoResetLines,
 )
+from aegis_protocol.failures.grant import ActionNotGranted
 from aegis_protocol.failures.http import BadRequest
 from aegis_protocol.fingerprint import Fingerprint
 from aegis_protocol.grant import Execution, GrantClaims, WebRtcLimits, sign
@@ -139,7 +140,9 @@ def manifest_of(firmware: Firmware, **changes: Any) -> Manifest:
 
 
 @asynccontextmanager
-async def rig_of(tmp: Path, *boards: StaticBoard) -> AsyncIterator[Rig]:
+async def rig_of(
+    tmp: Path, *boards: StaticBoard, actions: tuple[Action, ...] = tuple(Action)
+) -> AsyncIterator[Rig]:
     state = tmp / "state"
     for folder in (state, state / "incoming"):
         folder.mkdir()
@@ -188,7 +191,7 @@ async def rig_of(tmp: Path, *boards: StaticBoard) -> AsyncIterator[Rig]:
         report=tell_control,
     )
     certificate, issuer = Certificate.generate(), Ed25519PrivateKey.generate()
-    claims = claims_of(identity, certificate, {board.id: 1 for board in boards})
+    claims = claims_of(identity, certificate, {board.id: 1 for board in boards}, actions)
     with Ledger(state / "ledger.sqlite") as ledger:
         gate = GrantGate(
             ledger,
@@ -237,7 +240,12 @@ async def connected(link: PeerLink, rig: Rig) -> AsyncIterator[None]:
         yield
 
 
-def claims_of(identity: Identity, certificate: Certificate, boards: dict[str, int]) -> GrantClaims:
+def claims_of(
+    identity: Identity,
+    certificate: Certificate,
+    boards: dict[str, int],
+    actions: tuple[Action, ...],
+) -> GrantClaims:
     now = time.time()
     return GrantClaims(
         iss="control",
@@ -248,7 +256,7 @@ def claims_of(identity: Identity, certificate: Certificate, boards: dict[str, in
         nbf=now,
         exp=now + 30,
         job_id=new_id(),
-        actions=tuple(Action),
+        actions=actions,
         webrtc=WebRtcLimits(
             allowed_channels=tuple(ChannelName), peer_fingerprint=str(certificate.fingerprint)
         ),
@@ -411,6 +419,18 @@ async def test_a_console_that_can_not_be_reset_as_asked_is_not_left_open(tmp: Pa
     finally:
         os.close(ours)
         os.close(theirs)
+
+
+async def test_who_may_only_read_the_console_may_not_reset_the_board(tmp: Path) -> None:
+    async with (
+        virtual_board(chip="esp32p4") as board,
+        rig_of(tmp, bench(board), actions=(Action.CONSOLE_READ,)) as rig,
+    ):
+        with pytest.raises(ActionNotGranted):
+            await rig.ask("monitor.open", board_id="bench-1", reset=True)
+        assert not rig.job.tasks
+        opened = await rig.ask("monitor.open", board_id="bench-1")
+        assert opened["writer"] is False
 
 
 async def test_a_board_that_goes_for_good_ends_the_monitor_with_that_reason(

@@ -147,8 +147,8 @@ async def test_a_console_has_several_readers_and_one_writer(
                 await b.shows("still here")
                 await b.viewer.send_input(b"mine")
                 await board.typed(b"mine")
-            closed = TaskInfo.model_validate(await second.ask("monitor.close", task_id=one.task_id))
-            assert closed.state is TaskState.CANCELED
+            ended = TaskInfo.model_validate(await second.ask("monitor.close", task_id=one.task_id))
+            assert ended.state is TaskState.CANCELED
             assert (await monitor(second)).task_id != one.task_id
 
 

@@ -12,6 +12,7 @@ from aegis_protocol.actions import Action
 from aegis_protocol.control_link import Facts, ToControl
 from aegis_protocol.errors import AegisError
 from aegis_protocol.failures.board import FlashCanceled, ImageInvalid
+from aegis_protocol.failures.grant import ActionNotGranted
 from aegis_protocol.failures.http import BadRequest
 from aegis_protocol.ids import new_id
 from aegis_protocol.manifest import Manifest
@@ -69,6 +70,11 @@ async def open_monitor(session: PeerSession, wish: MonitorOpenParams) -> Monitor
     """
     job = session.job
     device = session.services.boards.device(wish.board_id, job.job_id)
+    if wish.reset and Action.BOARD_FLASH not in session.actions:
+        raise ActionNotGranted(
+            f"a reset needs the action {Action.BOARD_FLASH}, which the grant does not hold",
+            action=str(Action.BOARD_FLASH),
+        )
     async with device.console_lock:
         task = _open_monitor_of(job, wish.board_id)
         is_new = task is None
