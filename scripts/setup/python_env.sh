@@ -36,7 +36,7 @@ works() {
 # The first that is new enough and that other users can run too, as builds do when root starts them
 # (one below /root is not); for want of such a one, the first that is new enough.
 choose_python() {
-    for candidate in ${PYTHON:-} python3 /usr/bin/python3 python3.14 python3.13 python3.12 python3.11; do
+    for candidate in ${PYTHON:-} $(every_python); do
         works "$candidate" || continue
         if [ "$candidate" = "${PYTHON:-}" ] || others_can_run "$candidate"; then
             command -v "$candidate" && return 0
@@ -49,10 +49,27 @@ choose_python() {
     return 1
 }
 
+# The Pythons of every folder in PATH: a version manager's may hide the system's.
+every_python() {
+    for name in python3 python3.14 python3.13 python3.12 python3.11; do
+        (
+            IFS=:
+            for folder in $PATH; do
+                [ ! -x "$folder/$name" ] || printf '%s\n' "$folder/$name"
+            done
+        )
+    done
+}
+
 others_can_run() {
     [ "$(id -u)" -eq 0 ] || return 0
-    real=$("$1" -c 'import sys; print(sys._base_executable)') &&
-        (cd / && setpriv --reuid=65534 --regid=65534 --clear-groups "$real" -c '') >/dev/null 2>&1
+    "$1" -c 'if True:
+        import os, sys
+        path = os.path.realpath(sys._base_executable)
+        while path != "/":
+            if not os.stat(path).st_mode & 1:
+                sys.exit(1)
+            path = os.path.dirname(path)' >/dev/null 2>&1
 }
 
 have_uv() {
