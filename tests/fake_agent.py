@@ -36,6 +36,7 @@ from aegis_protocol.rpc import (
     BuildStartParams,
     FlashResult,
     FlashStartParams,
+    LinkMeasureParams,
     MonitorOpenParams,
     SessionHelloResult,
     SessionLimits,
@@ -95,6 +96,8 @@ class FakeAgent:
         self.hello_error: AegisError | None = None
         self.source_bytes = 0
         self.sessions: list[_Session] = []
+        self.unknown_methods: set[str] = set()
+        self.measured: list[tuple[int, int]] = []
         self.fetched: list[tuple[str, int]] = []
         """Name and offset of each artifact that was asked for."""
         self.spools: dict[str, Spool] = {}
@@ -237,7 +240,7 @@ class _Session:
         name = method.replace(".", "_")
         serve: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]] | None
         serve = getattr(self, f"_on_{name}", None)
-        if serve is None:
+        if serve is None or method in self.agent.unknown_methods:
             raise MethodUnknown(f"there is no method {method}")
         answer: dict[str, Any] = await serve(params)
         if method in self.agent.script.lost_answers:
@@ -420,6 +423,11 @@ class _Session:
 
     async def _on_boards_list(self, params: dict[str, Any]) -> dict[str, Any]:
         return {"boards": [board.model_dump(mode="json") for board in self.agent.boards]}
+
+    async def _on_link_measure(self, params: dict[str, Any]) -> dict[str, Any]:
+        wish = LinkMeasureParams.model_validate(params)
+        self.agent.measured.append((len(wish.data), wish.reply_bytes))
+        return {"data": "0" * wish.reply_bytes}
 
     async def _on_flash_start(self, params: dict[str, Any]) -> dict[str, Any]:
         wish = FlashStartParams.model_validate(params)

@@ -291,6 +291,23 @@ async def test_an_agent_that_left_control_too_is_not_waited_for_for_long(
     assert control.offers == 1
 
 
+async def test_an_agent_that_fell_silent_before_control_lost_it_is_waited_for_longer(
+    control: FakeControl, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connector, "GONE_S", 0.0)
+    gone = AgentGone("the agent lost its link to control").body().model_dump(mode="json")
+    seen = Seen()
+    async with client.session(WISH, seen) as session:
+        control.relays.clear()
+        await control.agent.cut()
+        await until(lambda: control.offers == 2)
+        await control.tell(session.job_id, "closed", error=gone)
+        await until(lambda: any("trying again" in note for note in seen.notes))
+        control.relays.set()
+        await control.tell(session.job_id, "state", state="running")
+        await until(lambda: session.connected)
+
+
 async def test_an_agent_whose_network_changed_is_met_again_when_it_is_back(
     control: FakeControl, client: Client
 ) -> None:
@@ -312,7 +329,7 @@ async def test_a_job_that_ended_meanwhile_says_why(control: FakeControl, client:
             await control.end(
                 session.job_id, JobState.FAILED, AgentGone("it came back without the job")
             )
-            await until(lambda: "boards.list" in control.agent.calls)
+            await until(lambda: "link.measure" in control.agent.calls)
             await control.agent.cut()
             await session.task_ended("none")
 
@@ -398,4 +415,4 @@ async def gone_from_control(control: FakeControl, job_id: str) -> None:
     """Control says that the agent lost its link, and the client has heard it."""
     error = AgentGone("the agent lost its link to control").body().model_dump(mode="json")
     await control.tell(job_id, "closed", error=error)
-    await until(lambda: "boards.list" in control.agent.calls)
+    await until(lambda: "link.measure" in control.agent.calls)

@@ -311,7 +311,7 @@ async def test_an_agent_that_control_has_lost_but_that_answers_is_kept(
     async with reached(control, tmp) as session:
         body = AgentGone("its link is down").body().model_dump(mode="json")
         await control.tell(session.job_id, "closed", error=body)
-        await until(lambda: "boards.list" in control.agent.calls)
+        await until(lambda: "link.measure" in control.agent.calls)
         assert session.connected
         assert len(control.agent.sessions) == 1
     assert control.agent.ended_jobs == [session.job_id]

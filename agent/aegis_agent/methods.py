@@ -34,6 +34,8 @@ from aegis_protocol.rpc import (
     FlashStartParams,
     JobExtendParams,
     JobExtendResult,
+    LinkMeasureParams,
+    LinkMeasureResult,
     LogsTailParams,
     MonitorOpenParams,
     MonitorOpenResult,
@@ -129,6 +131,8 @@ class Methods:
                 return await boards_work.start_flash(session, wish)
             case "monitor.open", MonitorOpenParams():
                 return await self._open_monitor(wish)
+            case "link.measure", LinkMeasureParams():
+                return LinkMeasureResult(data="0" * wish.reply_bytes)
             case "job.extend", JobExtendParams():
                 allowed_s = session.services.config.max_job_secs
                 job.extend(wish.timeout_secs, max_job_secs=allowed_s)

@@ -16,7 +16,7 @@ from aegis_protocol.failures.http import ControlAnswerInvalid
 from aegis_protocol.failures.link import ChannelClosed, LinkClosed, PeerGone, RpcTimedOut
 from aegis_protocol.http_api import GrantReply
 from aegis_protocol.model import Wire
-from aegis_protocol.rpc import BoardsResult, Empty
+from aegis_protocol.rpc import LinkMeasureParams, LinkMeasureResult
 from pydantic import ValidationError
 
 from aegis_client.handshake import Greeted
@@ -41,6 +41,8 @@ class Connection:
         self.agent = greeted.agent
         self.hello = greeted.hello
         self.link = greeted.link
+        self.answer_sdp = greeted.answer_sdp
+        self.took_s = greeted.took_s
         self._rpc = greeted.rpc
         self._transfers: dict[ChannelName, TransferPort] = {}
         self._streams: dict[ChannelName, StreamPort] = {}
@@ -109,7 +111,9 @@ class Connection:
         while True:
             doubted = await signals.until(news)
             try:
-                await self.call("boards.list", Empty(), BoardsResult, deadline_s=DOUBT_S)
+                await self.call(
+                    "link.measure", LinkMeasureParams(), LinkMeasureResult, deadline_s=DOUBT_S
+                )
             except RpcTimedOut:
                 gone = PeerGone("it has left control, and does not answer here either")
                 await self.link.close(gone)

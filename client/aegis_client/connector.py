@@ -35,7 +35,9 @@ TRIES: Final = 3
 BETWEEN_TRIES_S: Final = 2.0
 ATTEMPT_S: Final = 10.0
 GONE_S: Final = 8.0
-"""How long an agent that left control is waited for, once the link to it is lost too."""
+"""How long an agent that left control is waited for: its process died, or does not answer us."""
+FROZEN_S: Final = 30.0
+"""The same for one that was silent to us first: its machine or its network stands still."""
 
 _log = structlog.get_logger("aegis_client.connector")
 
@@ -77,11 +79,12 @@ class Connector:
         like, AgentGone for an agent that left, and what kept the last try from its end; each with
         the fact `hop` where it came from one of the hops.
         """
+        began = asyncio.get_running_loop().time()
         if self._agent is not None:
             self._renew()
         for left in range(TRIES - 1, -1, -1):
             if self._agent is not None:
-                await self._agent_back(self._agent)
+                await self._agent_back(self._agent, began)
             try:
                 return await self._try(stack)
             except JobOver as exc:
@@ -145,13 +148,18 @@ class Connector:
             raise self._gone(agent, "the job was taken from it")
         return reply
 
-    async def _agent_back(self, agent: AgentIdentity) -> None:
-        """Return at once unless control has lost the agent; then when it is back, or raise."""
+    async def _agent_back(self, agent: AgentIdentity, lost_at: float) -> None:
+        """
+        Return at once unless control has lost the agent; then when it is back, or raise.
+
+        lost_at  when the link to it was, by the loop's clock
+        """
         signals = self._signals
         if signals.closed is None:
             return
+        patience_s = GONE_S if signals.closed_at <= lost_at else FROZEN_S
         try:
-            async with asyncio.timeout_at(signals.closed_at + GONE_S):
+            async with asyncio.timeout_at(signals.closed_at + patience_s):
                 await signals.until(lambda: signals.closed is None or signals.over() or None)
         except TimeoutError as exc:
             why = signals.closed.message if signals.closed else "it did not come back"

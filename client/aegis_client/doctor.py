@@ -132,7 +132,7 @@ async def _control(control: ControlClient, has_key: bool) -> AsyncIterator[Check
             "Look at control's log.",
         )
     yield _version(health)
-    yield _clock(health, asked_at + took_s / 2)
+    yield clock(health, asked_at + took_s / 2)
 
 
 def _version(health: Health) -> Check:
@@ -146,7 +146,8 @@ def _version(health: Health) -> Check:
     )
 
 
-def _clock(health: Health, here: float) -> Check:
+def clock(health: Health, here: float) -> Check:
+    """How far control's clock is from this one, which was `here` when control looked at its own."""
     skew_s = here - health.time
     remedy = "Set the clocks (for example with systemd-timesyncd)."
     detail = f"this clock is {abs(skew_s):.1f} s {'ahead of' if skew_s > 0 else 'behind'} control's"

@@ -7,7 +7,7 @@ pinned for this agent, and the DTLS peer has the fingerprint that was signed.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Final
@@ -41,13 +41,19 @@ OnNotification = Callable[[str, dict[str, Any]], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Greeted:
-    """A link that is up to the agent that it should be."""
+    """
+    A link that is up to the agent that it should be.
+
+    took_s  how long each hop has taken
+    """
 
     agent: AgentIdentity
     first_met: bool
     link: PeerLink
     rpc: RpcPeer
     hello: SessionHelloResult
+    answer_sdp: str
+    took_s: Mapping[Hop, float]
 
 
 def identified(grant: GrantReply, asked: str | None) -> AgentIdentity:
@@ -97,19 +103,19 @@ async def greet(
             ice_servers=grant.ice_servers,
         )
     )
-    attempt.hop = Hop.SIGNALLING
+    attempt.reach(Hop.SIGNALLING)
     await signals.wait_connected()
     signals.closed = None
     sent = await control.offer(grant.job_id, grant.grant, link.offer_sdp)
     answer = await signals.answer(sent.jti)
-    attempt.hop = Hop.DTLS
+    attempt.reach(Hop.DTLS)
     signed = _verified(answer, agent, certificate.fingerprint)
     await link.accept_answer(answer.sdp, expected_fingerprint=signed)
     for candidate in signals.candidates.get(sent.jti, []):
         _add(link, candidate)
-    attempt.hop = Hop.ICE
+    attempt.reach(Hop.ICE)
     await link.opened(deadline_s=max(0.1, attempt.left_s - _MARGIN_S))
-    attempt.hop = Hop.AGENT
+    attempt.reach(Hop.AGENT)
     if not was_known:
         known.pin_first(agent)
     rpc = await stack.enter_async_context(
@@ -131,7 +137,8 @@ async def greet(
             f"the agent speaks protocol {hello.protocol}, this client "
             f"{aegis_protocol.PROTOCOL_VERSION}"
         )
-    return Greeted(agent, not was_known, link, rpc, hello)
+    attempt.arrive()
+    return Greeted(agent, not was_known, link, rpc, hello, answer.sdp, attempt.took_s)
 
 
 def _verified(answer: Answer, agent: AgentIdentity, mine: Fingerprint) -> Fingerprint:

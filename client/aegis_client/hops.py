@@ -12,6 +12,7 @@ The hops on the way to an agent, and which of them an error speaks of.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from enum import StrEnum
@@ -52,9 +53,26 @@ class Attempt:
     """One attempt to reach an agent: the hop that it is at, and the time that it has left."""
 
     def __init__(self, limit_s: float) -> None:
-        self.hop = Hop.CONTROL
+        self.took_s: dict[Hop, float] = {}
+        """How long each hop that was passed has taken."""
+        self._hop = Hop.CONTROL
+        self._since = time.monotonic()  # finer than the loop's clock may be
         self._limit_s = limit_s
         self._ends_at = asyncio.get_running_loop().time() + limit_s
+
+    @property
+    def hop(self) -> Hop:
+        return self._hop
+
+    def reach(self, hop: Hop) -> None:
+        """The hop before is passed."""
+        now = time.monotonic()
+        self.took_s[self._hop] = self.took_s.get(self._hop, 0.0) + now - self._since
+        self._hop, self._since = hop, now
+
+    def arrive(self) -> None:
+        """The last hop is passed."""
+        self.reach(self._hop)
 
     @property
     def left_s(self) -> float:

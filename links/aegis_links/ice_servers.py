@@ -58,13 +58,33 @@ class LiveServers:
     turn_asked: bool = False
 
 
+@dataclass(frozen=True)
+class ServerAnswer:
+    """reason: why it is of no use; None where it answered."""
+
+    url: str
+    reason: str | None
+
+
+async def ask_all(
+    servers: Sequence[IceServer], *, deadline_s: float = PROBE_DEADLINE_S
+) -> tuple[ServerAnswer, ...]:
+    """Knock at each server and tell what came of it. Never raises."""
+    addresses = [address for server in servers for address in _addresses(server)]
+    refusals = await asyncio.gather(*(_refusal(address, deadline_s) for address in addresses))
+    return tuple(
+        ServerAnswer(address.url, reason)
+        for address, reason in zip(addresses, refusals, strict=True)
+    )
+
+
 async def find_live(
     servers: Sequence[IceServer], *, deadline_s: float = PROBE_DEADLINE_S
 ) -> LiveServers:
     """Return the servers to use; what is left out is logged with the reason. Never raises."""
     addresses = [address for server in servers for address in _addresses(server)]
-    answers = await asyncio.gather(*(_answers(address, deadline_s) for address in addresses))
-    live = [address for address, alive in zip(addresses, answers, strict=True) if alive]
+    refusals = await asyncio.gather(*(_refusal(address, deadline_s) for address in addresses))
+    live = [address for address, reason in zip(addresses, refusals, strict=True) if not reason]
     return LiveServers(
         stun=next((address for address in live if address.scheme == "stun"), None),
         turn=next((address for address in live if address.scheme == "turn"), None),
@@ -90,18 +110,19 @@ def _addresses(server: IceServer) -> list[ServerAddress]:
     return found
 
 
-async def _answers(address: ServerAddress, deadline_s: float) -> bool:
+async def _refusal(address: ServerAddress, deadline_s: float) -> str | None:
     knock = _knock_udp if address.transport == "udp" else _knock_tcp
     try:
         async with asyncio.timeout(deadline_s):
             await knock(address)
     except TimeoutError:
-        _log.warning("ice_server.left_out", url=address.url, reason="no answer in time")
-        return False
+        reason = "no answer in time"
     except OSError as exc:
-        _log.warning("ice_server.left_out", url=address.url, reason=str(exc))
-        return False
-    return True
+        reason = str(exc) or type(exc).__name__
+    else:
+        return None
+    _log.warning("ice_server.left_out", url=address.url, reason=reason)
+    return reason
 
 
 async def _knock_tcp(address: ServerAddress) -> None:

@@ -279,6 +279,11 @@ class PeerLink:
         """The kinds of address in use, ours and the peer's: `host/host`, `relay/srflx`."""
         return self._transport.path
 
+    @property
+    def pair(self) -> tuple[str, str] | None:
+        """The addresses in use, ours and the peer's, as `host:port`."""
+        return self._transport.pair
+
     # The life of a link.
 
     @asynccontextmanager

@@ -201,6 +201,14 @@ class Transport:
             return f"{pair.local_candidate.type}/{pair.remote_candidate.type}"
         return ""
 
+    @property
+    def pair(self) -> tuple[str, str] | None:
+        """The addresses in use, ours and the peer's, as `host:port`; None before."""
+        for pair in self._ice._connection._nominated.values():
+            ours, theirs = pair.local_candidate, pair.remote_candidate
+            return f"{ours.host}:{ours.port}", f"{theirs.host}:{theirs.port}"
+        return None
+
     async def stop(self) -> None:
         """Tell the peer, and give back every socket and task. May be called twice."""
         pump = self._dtls._task

@@ -52,6 +52,7 @@ METHOD_ACTION: Final[Mapping[str, Action | None]] = MappingProxyType(
         "session.hello": None,
         "job.end": None,
         "job.extend": None,
+        "link.measure": None,
         "source.plan": Action.SOURCE_WRITE,
         "source.push": Action.SOURCE_WRITE,
         "build.start": Action.BUILD_RUN,

@@ -23,6 +23,9 @@ from aegis_protocol.states import TaskState
 Compression: TypeAlias = Literal["none", "deflate"]
 TaskKind: TypeAlias = Literal["build", "flash", "monitor"]
 
+MAX_MEASURE_BYTES: Final = 49_152
+"""What one `link.measure` carries each way: it fits a message with room to spare."""
+
 
 class TransferRef(Wire):
     """A transfer as it was announced: its number on the channel, and what must arrive."""
@@ -259,6 +262,17 @@ class JobExtendResult(Wire):
     ends_at: UnixSeconds
 
 
+class LinkMeasureParams(Wire):
+    """data: thrown away; it is there to travel. reply_bytes: how long the answer's `data` is."""
+
+    data: str = Field(default="", max_length=MAX_MEASURE_BYTES)
+    reply_bytes: int = Field(default=0, ge=0, le=MAX_MEASURE_BYTES)
+
+
+class LinkMeasureResult(Wire):
+    data: str = Field(default="", max_length=MAX_MEASURE_BYTES)
+
+
 class TaskChanged(Wire):
     """Notification `task.changed`: the task as it is now."""
 
@@ -306,6 +320,7 @@ METHODS: Final[Mapping[str, tuple[type[Wire], type[Wire]]]] = MappingProxyType(
         "monitor.open": (MonitorOpenParams, MonitorOpenResult),
         "monitor.close": (TaskParams, TaskInfo),
         "logs.tail": (LogsTailParams, LogsTailResult),
+        "link.measure": (LinkMeasureParams, LinkMeasureResult),
         "job.extend": (JobExtendParams, JobExtendResult),
         "job.end": (Empty, Empty),
     }

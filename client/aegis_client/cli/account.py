@@ -1,4 +1,4 @@
-"""login, logout, whoami, doctor."""
+"""login, logout, whoami, doctor, test-connection."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ def register(app: typer.Typer) -> None:
     app.command()(logout)
     app.command()(whoami)
     app.command()(doctor)
+    app.command("test-connection")(test_connection)
 
 
 def login(
@@ -58,3 +59,10 @@ def doctor(
     from aegis_client.cli import doctor_work
 
     return doctor_work.doctor(link=link or agent is not None, agent=agent, as_json=as_json)
+
+
+def test_connection(agent: Agent = None, as_json: Json = False) -> int:
+    """Connect to an agent and measure every hop on the way, which takes a slot of it."""
+    from aegis_client.cli import doctor_work
+
+    return doctor_work.test_connection(agent=agent, as_json=as_json)
