@@ -20,6 +20,7 @@ from typing import TypeVar
 
 import psutil
 import pytest
+import structlog
 
 # A setting of the developer's machine must not decide a test.
 _OURS = ("AEGIS_", "ESPCTL_", "PLATFORMIO_", "CONTROL_", "ALLOWED_", "OIDC_")
@@ -72,6 +73,12 @@ def tmp() -> Iterator[Path]:
     folder.chmod(0o755)
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture(autouse=True)
+def log_is_as_it_comes() -> None:
+    """A program that ran in an earlier test may have set a level that hides this one's events."""
+    structlog.reset_defaults()
 
 
 @pytest.fixture(autouse=True)
