@@ -151,6 +151,6 @@ class KeyNotFound(AegisError):
 class EnrollNameTaken(AegisError):
     code = "enroll.name_taken"
     remedy = (
-        "Enrol under another name (AEGIS_AGENT_NAME). If the agent of that name was set up anew, an "
-        "operator first removes the old one: `aegis-control agents remove NAME`."
+        "Enrol under another name (AEGIS_AGENT_NAME). If the agent of that name was set up anew, "
+        "an operator first removes the old one: `aegis-control agents remove NAME`."
     )
