@@ -171,8 +171,17 @@ class RunningAgent:
     async def answered(
         self, claims: GrantClaims, link: PeerLink, certificate: Certificate
     ) -> SignalAnswer:
-        """Wait for the signed answer and connect."""
-        answer = await self.control.heard(SignalAnswer, lambda a: a.jti == claims.jti)
+        """Wait for the signed answer and connect. Raises what the agent rejects the offer with."""
+
+        def look() -> SignalAnswer | JobRejected | None:
+            for frame in self.control.frames:
+                if isinstance(frame, SignalAnswer | JobRejected) and frame.jti == claims.jti:
+                    return frame
+            return None
+
+        answer: SignalAnswer | JobRejected = await until(look, within_s=10)
+        if isinstance(answer, JobRejected):
+            raise from_body(answer.error)
         theirs = check_sdp(answer.sdp)
         statement = dtls_statement(
             self.id, claims.job_id, claims.jti, certificate.fingerprint.digest, theirs.digest

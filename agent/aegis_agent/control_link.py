@@ -48,7 +48,8 @@ log = structlog.get_logger()
 _QUEUE_FRAMES: Final = 1024
 _FIRST_PAUSE_S: Final = 0.5
 _LONGEST_PAUSE_S: Final = 30.0
-_HEALTHY_AFTER_S: Final = 60.0
+_HEALTHY_AFTER_S: Final = 10.0
+"""A link that lasted so long was one: the pauses begin anew."""
 _CLOSE_S: Final = 2.0
 _SILENCE_S: Final = (1.0, 120.0)
 """The shortest and the longest that control may ask the agent to bear silence."""
