@@ -98,6 +98,28 @@ def test_aegisignore_comes_after_gitignore_and_may_take_back_in(root: Path, stor
     assert paths(scan(root, store)) == [".aegisignore", ".gitignore", "main.c", "secrets.h"]
 
 
+def test_in_a_repository_the_rules_above_the_project_hold_too(tmp: Path, store: Store) -> None:
+    put(tmp, "repo/.git/HEAD", "repo/fw/app/main.c", "repo/fw/app/a.log", "repo/fw/app/keep.log")
+    put(tmp, "repo/fw/app/out/x.bin", "repo/fw/app/gen/y.c", "repo/fw/app/src/gen/z.c")
+    put(tmp, "repo/.gitignore", text="*.log\n/fw/app/out/\n/gen/\n")
+    put(tmp, "repo/fw/.gitignore", text="!keep.log\napp/gen\n")
+    put(tmp, ".gitignore", text="main.c\n")
+    root = project_root(tmp / "repo/fw/app")
+    assert paths(scan(root, store)) == ["keep.log", "main.c", "src/gen/z.c"]
+
+
+def test_rules_that_ignore_the_project_itself_are_not_meant_for_it(tmp: Path, store: Store) -> None:
+    put(tmp, "repo/.git/HEAD", "repo/scratch/app/main.c", "repo/scratch/app/main.o")
+    put(tmp, "repo/.gitignore", text="scratch/\n*.o\n")
+    assert paths(scan(project_root(tmp / "repo/scratch/app"), store)) == ["main.c", "main.o"]
+
+
+def test_rules_above_a_project_that_is_a_repository_do_not_hold(tmp: Path, store: Store) -> None:
+    put(tmp, "outer/.git/HEAD", "outer/app/.git/HEAD", "outer/app/main.c")
+    put(tmp, "outer/.gitignore", text="*.c\n")
+    assert paths(scan(project_root(tmp / "outer/app"), store)) == ["main.c"]
+
+
 def test_history_and_build_output_never_travel(root: Path, store: Store) -> None:
     put(root, ".git/config", ".pio/build/x.bin", "lib/x/.git", "lib/x/.pio/y", "main.c")
     put(root, ".gitignore", text="!.git\n!.pio\n")

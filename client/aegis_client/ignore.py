@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +16,20 @@ ALWAYS: Final = frozenset({".git", ".pio", ".aegis"})
 """Never sent, wherever they are: history, build output, our own notes."""
 
 
+@dataclass(frozen=True)
+class _Spec:
+    """
+    The rules of one folder.
+
+    prefix  its path in the project, `""` or ending in `/`
+    way     from a folder above the project to the project, likewise
+    """
+
+    prefix: str
+    way: str
+    spec: GitIgnoreSpec
+
+
 class IgnoreRules:
     """
     The rules that hold in one folder: its own, then those of the folders above it.
@@ -24,8 +39,32 @@ class IgnoreRules:
     ignored, whatever is said about it.
     """
 
-    def __init__(self, specs: Sequence[tuple[str, GitIgnoreSpec]] = ()) -> None:
+    def __init__(self, specs: Sequence[_Spec] = ()) -> None:
         self._specs = tuple(specs)
+
+    @classmethod
+    def around(cls, root: Path) -> IgnoreRules:
+        """
+        The rules of the .gitignore files above `root`, up to the top of the repository that it
+        lies in: none where it lies in none, and none where they ignore `root` itself, since
+        whoever sends it means it.
+
+        Raises SourceUnreadable.
+        """
+        folders = [root, *root.parents]
+        top = next((n for n, folder in enumerate(folders) if _is_repository(folder)), 0)
+        specs: list[_Spec] = []
+        for folder in reversed(folders[1 : top + 1]):
+            lines = _lines(folder, FILES[:1], f"{folder}/")
+            if not lines:
+                continue
+            spec = GitIgnoreSpec.from_lines(lines)
+            way = root.relative_to(folder).parts
+            steps = ["/".join(way[: n + 1]) + "/" for n in range(len(way))]
+            if any(spec.check_file(step).include for step in steps):
+                return cls()
+            specs.append(_Spec("", steps[-1], spec))
+        return cls(specs)
 
     def within(self, folder: Path, prefix: str) -> IgnoreRules:
         """
@@ -33,26 +72,38 @@ class IgnoreRules:
 
         Raises SourceUnreadable.
         """
-        lines: list[str] = []
-        for name in FILES:
-            try:
-                text = (folder / name).read_bytes().decode("utf-8", "surrogateescape")
-            except (FileNotFoundError, IsADirectoryError):
-                continue
-            except OSError as exc:
-                raise SourceUnreadable(f"{prefix}{name}: {exc.strerror}") from exc
-            lines += text.splitlines()
+        lines = _lines(folder, FILES, prefix)
         if not lines:
             return self
-        return IgnoreRules((*self._specs, (prefix, GitIgnoreSpec.from_lines(lines))))
+        return IgnoreRules((*self._specs, _Spec(prefix, "", GitIgnoreSpec.from_lines(lines))))
 
     def ignored(self, path: str, *, folder: bool) -> bool:
         """Tell whether `path` (in the project, with `/`) stays at home."""
         if path.rpartition("/")[2] in ALWAYS:
             return True
-        for prefix, spec in reversed(self._specs):
-            relative = path[len(prefix) :] + ("/" if folder else "")
-            decided = spec.check_file(relative).include
+        for rules in reversed(self._specs):
+            relative = rules.way + path[len(rules.prefix) :] + ("/" if folder else "")
+            decided = rules.spec.check_file(relative).include
             if decided is not None:
                 return decided
         return False
+
+
+def _is_repository(folder: Path) -> bool:
+    try:
+        return (folder / ".git").exists()
+    except OSError:
+        return False  # what can't be looked into is not the user's repository
+
+
+def _lines(folder: Path, names: Sequence[str], shown: str) -> list[str]:
+    lines: list[str] = []
+    for name in names:
+        try:
+            text = (folder / name).read_bytes().decode("utf-8", "surrogateescape")
+        except (FileNotFoundError, IsADirectoryError):
+            continue
+        except OSError as exc:
+            raise SourceUnreadable(f"{shown}{name}: {exc.strerror}") from exc
+        lines += text.splitlines()
+    return lines

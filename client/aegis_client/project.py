@@ -107,7 +107,7 @@ def scan(
     files: list[SourceFile] = []
     links: list[SourceLink] = []
     total = 0
-    for path, info in _walk(root, "", IgnoreRules()):
+    for path, info in _walk(root, "", IgnoreRules.around(root)):
         if stat.S_ISLNK(info.st_mode):
             links.append(_link(root, path))
         else:
