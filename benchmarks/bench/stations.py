@@ -50,7 +50,8 @@ class Station:
         """Raises TimeoutError, and ConnectionError if the process ended before it answered."""
         assert self.process.stdin is not None
         self._next += 1
-        answer = self._waiting[self._next] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._waiting[self._next] = answer
         self.process.stdin.write(json.dumps({"id": self._next, "do": do, **words}).encode() + b"\n")
         async with asyncio.timeout(ANSWER_LIMIT_S):
             return await answer
