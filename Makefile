@@ -47,7 +47,7 @@ format: ## Put the code into its format
 	@$(PYTHON_ENV) -m ruff format .
 
 bench: ## One benchmark: make bench NAME=transport
-	@scripts/bench.sh '$(NAME)'
+	@scripts/bench.sh '$(NAME)' $(ARGS)
 
 bench-setup: ## Install what the benchmarks compare with
 	@PYTHON='$(PYTHON)' scripts/setup.sh bench

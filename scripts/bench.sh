@@ -3,9 +3,10 @@
 set -eu
 cd "$(dirname "$0")/.."
 name=${1:-}
+[ $# -eq 0 ] || shift
 if [ -n "$name" ] && [ -f "benchmarks/$name.py" ]; then
     scripts/setup.sh demo
-    exec .venv/bin/python "benchmarks/$name.py"
+    exec .venv/bin/python "benchmarks/$name.py" "$@"
 fi
 [ -z "$name" ] || echo "There is no benchmark called $name." >&2
 echo "usage: make bench NAME=..., one of:" >&2

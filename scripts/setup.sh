@@ -26,6 +26,8 @@ say() { printf '%s\n' "$*" >&2; }
 . "$here/setup/sandbox_check.sh"
 # shellcheck source=setup/python_env.sh
 . "$here/setup/python_env.sh"
+# shellcheck source=setup/node_modules.sh
+. "$here/setup/node_modules.sh"
 
 report_times() {
     printf '{"downloads_s": %s, "setup_s": %s}\n' "$(seconds "$downloads_ms")" "$(seconds "$setup_ms")" \
@@ -60,9 +62,10 @@ case ${1:-} in
         require_python_env develop
         ;;
     bench)
-        require_packages demo
+        require_packages demo bench
         require_sandbox
         require_python_env bench
+        require_node_modules
         ;;
     *)
         say "usage: $0 demo|test|lint|bench"

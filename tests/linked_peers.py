@@ -11,7 +11,7 @@ from aegis_links.certificate import Certificate
 from aegis_links.peer_link import PeerLink
 from aegis_protocol.channels import ChannelName
 from aegis_protocol.failures.link import ChannelNotGranted
-from udp_path import UdpPath
+from bench.udp_path import UdpPath
 
 ALL = frozenset(ChannelName)
 

@@ -20,8 +20,8 @@ from aegis_links.peer_link import PeerLink
 from aegis_protocol.channels import SEND_QUEUE_CAP_BYTES, ChannelName
 from aegis_protocol.fingerprint import check_sdp
 from aiortc import RTCConfiguration, RTCDataChannel, RTCPeerConnection, RTCSessionDescription
+from bench.udp_path import UdpPath, Weather
 from linked_peers import ALL, Peers, linked_peers
-from udp_path import UdpPath, Weather
 from waiting import until
 
 pytestmark = pytest.mark.timeout(60)

@@ -19,6 +19,16 @@ BURST_BYTES: Final = 4 * FULL_BYTES
 WIDE_BURST_BYTES: Final = 16 * FULL_BYTES
 _WIDE_FROM_BYTES: Final = 64 * 1024
 _GROWTH_LIMIT_BYTES: Final = 32 * FULL_BYTES
+_FASTEST_BYTES_PER_S: Final = 125_000_000
+_MARGIN_BYTES: Final = 96 * 1024
+
+
+def useful_bytes(shortest_rtt_s: float) -> int:
+    """
+    More than this on its way only stands in queues, where a keystroke then waits behind it: what
+    a path of 1 Gbit/s holds, and a margin for the turns of two event loops.
+    """
+    return _MARGIN_BYTES + int(shortest_rtt_s * _FASTEST_BYTES_PER_S)
 
 
 class CongestionWindow:

@@ -36,7 +36,7 @@ from aiortc.rtcsctptransport import (
 from aiortc.rtcsctptransport import USERDATA_MAX_LENGTH as FULL_BYTES
 
 from aegis_links.fast import gap_blocks, packets
-from aegis_links.fast.congestion import CongestionWindow
+from aegis_links.fast.congestion import CongestionWindow, useful_bytes
 from aegis_links.fast.receiving import Breach, Receiving
 
 RTO_INITIAL_S: Final = 1.0
@@ -103,6 +103,7 @@ class Sending(Receiving):
         self._again: list[int] = []  # a heap of numbers to be sent again
         self._recovers_at: int | None = None
         self._free_resend = False  # the first one of a recovery goes whatever the window says
+        self._shortest_rtt_s = RTO_INITIAL_S
         self._peak_bytes = 0  # the largest flight since it was last looked at
         self._room_bytes = 0  # what acknowledgments have made room for, and nothing filled yet
         self._t3_failures = 0
@@ -226,7 +227,15 @@ class Sending(Receiving):
     def _limit_bytes(self) -> int:
         """How large the flight may become now."""
         burst_bytes = max(self._window.burst_bytes, self._room_bytes)
-        return min(self._window.size_bytes, self._flight_size + burst_bytes)
+        return min(
+            self._window.size_bytes,
+            self._flight_size + burst_bytes,
+            useful_bytes(self._shortest_rtt_s),
+        )
+
+    def _update_rto(self, R: float) -> None:
+        super()._update_rto(R)
+        self._shortest_rtt_s = min(self._shortest_rtt_s, R)
 
     def _transmit_up_to(self, limit_bytes: int) -> None:
         batch: list[bytes] = []

@@ -4,7 +4,7 @@ A network path as a UDP proxy between two peers of one machine: delay, loss, cop
 The proxy stands in both session descriptions in the place of the peers' own addresses. Each side
 then knows the other by an address of the proxy alone, so nothing goes around it.
 
-    python benchmarks/udp_path.py    reads {"delay_s": …, "loss": …}, then {"offer": …} and
+    python benchmarks/bench/udp_path.py    reads {"delay_s": …, "loss": …}, then {"offer": …} and
                                      {"answer": …} as lines of JSON, and writes each as the other
                                      side shall see it
 """
