@@ -379,12 +379,17 @@ async def test_ends_are_told_again_until_they_are_long_past(
     assert stand.table.held() == ()
 
 
-async def test_no_more_ends_are_kept_than_a_hello_may_name(stand: Stand) -> None:
-    for _ in range(140):
+async def test_a_bounded_number_of_ends_is_kept_the_newest_first(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs_module, "_KEPT_ENDS", 3)
+    ids = []
+    for _ in range(5):
         job = await stand.table.admit(claims())
+        ids.append(job.job_id)
         job.end(JobState.CANCELED)
         await until(stand.table.idle)
-    assert len(stand.table.held()) == 128
+    assert [held.job_id for held in stand.table.held()] == ids[:1:-1]
 
 
 async def test_projects_built_here_are_told_newest_last(stand: Stand) -> None:
