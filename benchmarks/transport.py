@@ -58,9 +58,10 @@ async def throughput(
 
 async def stream(near: Station, far: Station, size_mib: int, peer: int = 0) -> tuple[float, float]:
     words = {"peer": peer} if peer else {}
-    receiving = asyncio.create_task(near.ask("receive", size_bytes=size_mib * MIB, **words))
-    sent = await far.ask("send", size_bytes=size_mib * MIB, **words)
-    received = await receiving
+    received, sent = await asyncio.gather(
+        near.ask("receive", size_bytes=size_mib * MIB, **words),
+        far.ask("send", size_bytes=size_mib * MIB, **words),
+    )
     return size_mib * MIB / received["seconds"] / 1e6, sent["cpu_s"] / size_mib
 
 
