@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from aegis_client import connector
+from aegis_client import control as control_api
 from aegis_client.artifacts import download, list_artifacts
 from aegis_client.build import BuildOptions
 from aegis_client.build_project import BuildReport, ProjectBuild, build_project
@@ -335,8 +336,9 @@ async def test_a_job_that_ended_meanwhile_says_why(control: FakeControl, client:
 
 
 async def test_without_control_there_is_no_way_back_and_the_error_says_so(
-    control: FakeControl, client: Client
+    control: FakeControl, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(control_api, "_BACKOFF_S", (0.01, 0.02))
     with pytest.raises(ControlUnreachable, match="was lost, and making another") as caught:
         async with client.session(WISH, Seen()) as session:
             await control.stop()

@@ -216,6 +216,8 @@ async def test_waiting_ends_at_its_deadline_with_the_reasons(
             pass
     assert caught.value.facts["reasons"][0]["detail"] == NO_AGENT.detail
     assert control.canceled == list(control.jobs), "the job does not go on waiting"
+    grants = [path for _, path in control.requests if path == "/grant/request"]
+    assert len(grants) == 2, "one wait, not one for each try"
 
 
 async def test_new_reasons_are_told_while_waiting(control: FakeControl, tmp: Path) -> None:

@@ -83,10 +83,14 @@ class Connector:
         if self._agent is not None:
             self._renew()
         for left in range(TRIES - 1, -1, -1):
-            if self._agent is not None:
-                await self._agent_back(self._agent, began)
+            grant = None
+            if self._agent is None:
+                # Whoever waits here in vain has waited as long as was asked for: no second try.
+                grant = await self._first_grant()
+            else:
+                await self._agent_back(began)
             try:
-                return await self._try(stack)
+                return await self._try(stack, grant)
             except JobOver as exc:
                 raise self._why_over(exc) from exc
             except AegisError as exc:
@@ -106,13 +110,9 @@ class Connector:
         if self._signals.closed is None:
             self._signals.reopen()
 
-    async def _try(self, stack: AsyncExitStack) -> Connection:
-        if self._agent is None:
-            grant = await self._first_grant()
-            attempt = Attempt(ATTEMPT_S)
-        else:
-            attempt = Attempt(ATTEMPT_S)
-            grant = await self._grant_again(attempt, self._agent)
+    async def _try(self, stack: AsyncExitStack, first: GrantReply | None) -> Connection:
+        attempt = Attempt(ATTEMPT_S)
+        grant = first or await self._grant_again(attempt)
         async with AsyncExitStack() as opened:
             async with attempt.limited():
                 greeted = await greet(
@@ -141,14 +141,14 @@ class Connector:
             wait_s=self._wish.wait_s, reporter=self._reporter,
         )  # fmt: skip
 
-    async def _grant_again(self, attempt: Attempt, agent: AgentIdentity) -> GrantReply:
+    async def _grant_again(self, attempt: Attempt) -> GrantReply:
         async with attempt.limited():
             reply = await self._control.request_grant(self._request)
-        if isinstance(reply, PendingReply) or reply.agent_id != agent.id:
-            raise self._gone(agent, "the job was taken from it")
+        if isinstance(reply, PendingReply) or reply.agent_id != self._met.id:
+            raise self._gone("the job was taken from it")
         return reply
 
-    async def _agent_back(self, agent: AgentIdentity, lost_at: float) -> None:
+    async def _agent_back(self, lost_at: float) -> None:
         """
         Return at once unless control has lost the agent; then when it is back, or raise.
 
@@ -163,7 +163,7 @@ class Connector:
                 await signals.until(lambda: signals.closed is None or signals.over() or None)
         except TimeoutError as exc:
             why = signals.closed.message if signals.closed else "it did not come back"
-            raise self._gone(agent, why) from exc
+            raise self._gone(why) from exc
         over = signals.over()
         if over is not None:
             raise over
@@ -174,7 +174,14 @@ class Connector:
             return refused
         return self._signals.over() or refused
 
-    def _gone(self, agent: AgentIdentity, why: str) -> AgentGone:
+    @property
+    def _met(self) -> AgentIdentity:
+        if self._agent is None:
+            raise RuntimeError("no agent was met yet")
+        return self._agent
+
+    def _gone(self, why: str) -> AgentGone:
+        agent = self._met
         return AgentGone(
             f"agent {agent.name!r} is gone: {why}",
             agent_id=agent.id,
