@@ -197,6 +197,16 @@ async def test_a_build_for_another_target_than_granted_is_refused(peer: Peer) ->
     assert refused.value.code == "target.not_allowed"
 
 
+async def test_a_grant_without_a_target_is_for_no_build(agent: RunningAgent) -> None:
+    """Or else a key that is limited to one chip would ask for no target, and build for all."""
+    async with agent.peer(execution=Execution(timeout_secs=60)) as peer:
+        await peer.hello()
+        plan_id = await peer.upload(HELLO)
+        with pytest.raises(AegisError) as refused:
+            await peer.ask("build.start", plan_id=plan_id, target="esp32p4")
+    assert refused.value.code == "target.not_allowed"
+
+
 async def test_a_project_that_no_toolchain_knows_is_refused_at_once(peer: Peer) -> None:
     plan_id = await peer.upload({"readme.txt": b"no project"})
     with pytest.raises(AegisError) as refused:

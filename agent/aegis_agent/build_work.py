@@ -134,8 +134,11 @@ async def start(session: PeerSession, plans: Plans, wish: BuildStartParams) -> B
     if planned.missing_count:
         raise UploadIncomplete(f"{planned.missing_count} files of the project are not here yet")
     granted = session.claims.execution
-    if granted.target not in (None, wish.target):
-        raise TargetNotAllowed(f"the grant is for {granted.target}, not {wish.target}")
+    # A grant without a target is for no build: a key that is limited to some could else ask so.
+    if granted.target != wish.target:
+        raise TargetNotAllowed(
+            f"the grant is for {granted.target or 'no target'}, not {wish.target}"
+        )
     async with job.starting_build:
         job.check_open()
         if any(task.kind == "build" and not task.over for task in job.tasks.values()):
