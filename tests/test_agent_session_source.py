@@ -166,7 +166,7 @@ async def test_an_upload_that_is_cut_keeps_the_files_that_arrived(agent: Running
         await peer.hello()
         planned = await peer.plan(plan)
         pack = missing_of(plan, planned, FILES)
-        asking = asyncio.create_task(push_cut_short(peer, planned, pack, sent=300_000))
+        asking = asyncio.create_task(push_cut_short(agent, peer, planned, pack, sent=300_000))
         await until(lambda: part_bytes(agent) >= 250_000)
         await peer.link.close()
         await asyncio.wait([asking])
@@ -482,12 +482,14 @@ async def test_a_console_is_not_read_by_the_log_without_its_action(
 BUILDS_ONLY = (Action.BUILD_READ, Action.BUILD_RUN)
 
 
-async def push_cut_short(peer: Peer, planned: SourcePlanResult, pack: bytes, *, sent: int) -> None:
+async def push_cut_short(
+    agent: RunningAgent, peer: Peer, planned: SourcePlanResult, pack: bytes, *, sent: int
+) -> None:
     """Ask for the push of `pack`, and send only the first `sent` bytes of it."""
     port = peer.ports[ChannelName.SOURCE]
     number = port.next_number()
     ref = {"transfer": number, "size_bytes": len(pack), "sha256": sha256(pack).hexdigest()}
-    sending = asyncio.create_task(send_some(port, number, pack[:sent]))
+    sending = asyncio.create_task(send_some(agent, port, number, pack[:sent]))
     try:
         await peer.ask("source.push", plan_id=planned.plan_id, pack=ref)
     except AegisError:
@@ -496,7 +498,9 @@ async def push_cut_short(peer: Peer, planned: SourcePlanResult, pack: bytes, *, 
         await sending
 
 
-async def send_some(port: TransferPort, number: int, data: bytes) -> None:
+async def send_some(agent: RunningAgent, port: TransferPort, number: int, data: bytes) -> None:
+    """As a sender does, after the receiver has asked: what comes earlier may be dropped."""
+    await until(lambda: list((agent.state / "incoming").glob("*.part")))
     for offset in range(0, len(data), 16_384):
         frame = TransferData(number, offset, data[offset : offset + 16_384])
         assert decode_transfer_frame(frame.encode()) == frame
