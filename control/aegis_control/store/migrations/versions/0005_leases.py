@@ -1,0 +1,10 @@
+"""Board leases, and what operators ordered of agents."""
+
+from __future__ import annotations
+
+revision = "0005"
+down_revision = "0004"
+
+
+def upgrade() -> None:
+    pass
