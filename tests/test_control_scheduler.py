@@ -59,6 +59,7 @@ def chosen(found: Decision) -> dict[str, str]:
         ({}, {"state": AgentState.DISCONNECTED}, "agent.disconnected"),
         ({}, {"state": AgentState.PAUSED, "reason": "disk 96 %"}, "agent.paused"),
         ({}, {"state": AgentState.DRAINING}, "agent.draining"),
+        ({}, {"state": AgentState.QUARANTINED, "reason": "cloned"}, "agent.quarantined"),
         ({}, {"slots_free": 0}, "slots.full"),
         ({}, {"slots": 0, "slots_free": 0}, "slots.full"),
         ({"cpu_cores": 8.0}, {}, "cpu.short"),

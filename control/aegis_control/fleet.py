@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from aegis_protocol.board import Board
 from aegis_protocol.http_api import Agent, BoardRow
 from aegis_protocol.signing import b64
-from aegis_protocol.states import AgentState, BoardState
+from aegis_protocol.states import AgentState, BoardState, Order
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aegis_control.link.link import Link
@@ -107,7 +107,7 @@ class Fleet:
                 "was never connected",
                 slots_free=1 - len(live),
             )
-        state, reason = (AgentState.DISCONNECTED, "") if link is None else link.state()
+        state, reason = _state(record, link)
         return AgentView(
             id=record.id,
             name=record.name,
@@ -133,3 +133,22 @@ class Fleet:
             return board
         held = (agent_id, board.id) in self.holders or board.state is BoardState.HELD
         return board.model_copy(update={"state": BoardState.HELD if held else BoardState.FREE})
+
+
+def _state(record: AgentRecord, link: Link | None) -> tuple[AgentState, str]:
+    """
+    What an operator ordered stands above what the agent says of itself.
+
+    A quarantine is shown whether the agent has a link or not: it is what must be lifted first.
+    """
+    if record.ordered is Order.QUARANTINED:
+        return AgentState.QUARANTINED, record.ordered_reason
+    if link is None:
+        return AgentState.DISCONNECTED, record.ordered_reason
+    match record.ordered:
+        case Order.PAUSED:
+            return AgentState.PAUSED, record.ordered_reason
+        case Order.DRAINING:
+            return AgentState.DRAINING, record.ordered_reason
+        case _:
+            return link.state()

@@ -211,7 +211,9 @@ class _Room:
             case AgentState.PAUSED:
                 return _Objection("agent.paused", self.view.reason or "paused")
             case AgentState.DRAINING:
-                return _Objection("agent.draining", "takes no new jobs")
+                return _Objection("agent.draining", self.view.reason or "takes no new jobs")
+            case AgentState.QUARANTINED:
+                return _Objection("agent.quarantined", self.view.reason or "quarantined")
 
     def _full(self, job: WaitingJob) -> _Objection | None:
         view = self.view

@@ -39,6 +39,16 @@ class AgentState(StrEnum):
     DISCONNECTED = "disconnected"
     PAUSED = "paused"
     DRAINING = "draining"
+    QUARANTINED = "quarantined"
+
+
+class Order(StrEnum):
+    """What stands ordered of an agent until somebody takes it back."""
+
+    NONE = "none"
+    PAUSED = "paused"
+    DRAINING = "draining"
+    QUARANTINED = "quarantined"
 
 
 class BoardState(StrEnum):

@@ -4,23 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from aegis_protocol.control_link import Hello
+from aegis_protocol.states import Order
 from sqlalchemy import Row, bindparam, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aegis_control.store.tables import agents
 
+MAX_REASON: Final = 200
+
 
 @dataclass(frozen=True)
 class AgentRecord:
+    """
+    ordered        what stands ordered of it, with the reason in words
+    ordered_until  draining: when what still runs is canceled (unix seconds); None: never
+    resets         how often it was reset: what it remembers of an older number is void
+    """
+
     id: str
     name: str
     public_key: bytes
     link_epoch: int
     last_seen: float | None
     hello: Hello | None
+    ordered: Order = Order.NONE
+    ordered_reason: str = ""
+    ordered_until: float | None = None
+    resets: int = 0
 
 
 async def get(conn: AsyncConnection, agent_id: str) -> AgentRecord | None:
@@ -86,9 +99,43 @@ async def seen(conn: AsyncConnection, times: Mapping[str, float]) -> None:
         await conn.execute(statement, [{"agent": a, "at": at} for a, at in times.items()])
 
 
+async def set_ordered(
+    conn: AsyncConnection,
+    agent_id: str,
+    ordered: Order,
+    reason: str,
+    *,
+    until_s: float | None = None,
+) -> AgentRecord | None:
+    """
+    Keep what is ordered of an agent; it holds until the next order. None when it isn't enrolled.
+
+    until_s  draining: when what still runs is canceled
+    """
+    return await _order(
+        conn,
+        agent_id,
+        {"ordered": ordered, "ordered_reason": reason[:MAX_REASON], "ordered_until": until_s},
+    )
+
+
+async def reset(conn: AsyncConnection, agent_id: str) -> AgentRecord | None:
+    """Take every order back, and have the agent forget what it ordered of itself."""
+    lifted = {"ordered": Order.NONE, "ordered_reason": "", "ordered_until": None}
+    return await _order(conn, agent_id, lifted | {"resets": agents.c.resets + 1})
+
+
 async def remove(conn: AsyncConnection, agent_id: str) -> bool:
     """Forget an agent; tells whether it was there."""
     return (await conn.execute(delete(agents).where(agents.c.id == agent_id))).rowcount > 0
+
+
+async def _order(
+    conn: AsyncConnection, agent_id: str, values: Mapping[str, Any]
+) -> AgentRecord | None:
+    statement = update(agents).where(agents.c.id == agent_id).values(**values)
+    row = (await conn.execute(statement.returning(*agents.c))).one_or_none()
+    return None if row is None else _record(row)
 
 
 def _record(row: Row[Any]) -> AgentRecord:
@@ -99,4 +146,8 @@ def _record(row: Row[Any]) -> AgentRecord:
         link_epoch=row.link_epoch,
         last_seen=row.last_seen,
         hello=None if row.hello is None else Hello.model_validate(row.hello),
+        ordered=Order(row.ordered),
+        ordered_reason=row.ordered_reason,
+        ordered_until=row.ordered_until,
+        resets=row.resets,
     )

@@ -70,6 +70,10 @@ agents: Final = Table(
     Column("link_epoch", BigInteger, nullable=False),
     Column("last_seen", Double),
     Column("hello", JSON),
+    Column("ordered", String(16), nullable=False, server_default="none"),
+    Column("ordered_reason", String(200), nullable=False, server_default=""),
+    Column("ordered_until", Double),
+    Column("resets", Integer, nullable=False, server_default="0"),
 )
 
 jobs: Final = Table(
