@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,6 @@ from aegis_protocol.rpc import (
     FlashStartResult,
     MonitorOpenParams,
     MonitorOpenResult,
-    TaskProgress,
     TransferRef,
 )
 
@@ -132,17 +132,9 @@ async def _flash(
     folder: Path,
     tell_control: Callable[[ToControl], bool],
 ) -> None:
-    def progress(phase: str, done: int, total: int, detail: str = "") -> None:
-        job.notify(
-            "task.progress",
-            TaskProgress(
-                task_id=task.task_id, phase=phase, done=done, total=total, detail=detail[:200]
-            ),
-        )
-
     task.start()
     try:
-        result = await device.flash(flash, progress)
+        result = await device.flash(flash, partial(job.tell_progress, task))
     except AegisError as exc:
         task.fail(exc)
         return

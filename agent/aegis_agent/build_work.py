@@ -6,6 +6,7 @@ import asyncio
 import shutil
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -32,7 +33,6 @@ from aegis_protocol.rpc import (
     SourcePlanResult,
     SourcePushParams,
     SourcePushResult,
-    TaskProgress,
     TransferRef,
 )
 from aegis_protocol.signing import b64
@@ -181,17 +181,9 @@ def source_port(session: PeerSession) -> TransferPort:
 async def _build(
     job: Job, task: Task, spool: Spool, build: Build, tell_control: Callable[[ToControl], bool]
 ) -> None:
-    def progress(phase: str, done: int, total: int, detail: str = "") -> None:
-        job.notify(
-            "task.progress",
-            TaskProgress(
-                task_id=task.task_id, phase=phase, done=done, total=total, detail=detail[:200]
-            ),
-        )
-
     task.start()
     try:
-        outcome = await build.run(spool, progress)
+        outcome = await build.run(spool, partial(job.tell_progress, task))
     except AegisError as exc:
         task.fail(exc)
         return

@@ -160,6 +160,15 @@ class Job:
             if task is not None and peer.may_see(task):
                 peer.notify(method, params)
 
+    def tell_progress(
+        self, task: Task, phase: str, done: int, total: int, detail: str = ""
+    ) -> None:
+        """Tell every peer that may know of `task` how far it is; total 0: not known."""
+        progress = TaskProgress(
+            task_id=task.task_id, phase=phase, done=done, total=total, detail=detail[:200]
+        )
+        self.notify("task.progress", progress)
+
     def remaining_s(self) -> float:
         return max(0.0, self._ends_mono - time.monotonic())
 

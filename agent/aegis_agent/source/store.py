@@ -28,6 +28,7 @@ from aegis_protocol.source import (
 
 from aegis_agent.disk.quota import Evictable, evict
 from aegis_agent.disk.trees import remove_tree
+from aegis_agent.sandbox.uninterrupted import uninterrupted
 from aegis_agent.source.blobs import Blobs
 from aegis_agent.source.pack import PackReader
 from aegis_agent.source.planned import PlannedSource
@@ -118,7 +119,15 @@ class SourceStore:
         # Whoever holds it may be another process: there is no event to wait for.
         while self.busy(identity, planned.plan) and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(_RETRY_LOCK_S)
-        return await asyncio.to_thread(self._workspace, identity, planned)
+        opened: list[Workspace] = []
+        opening = asyncio.to_thread(lambda: opened.append(self._workspace(identity, planned)))
+        try:
+            await uninterrupted(opening)
+        except asyncio.CancelledError:
+            for workspace in opened:  # nobody would: it would stay locked for ever
+                workspace.close()
+            raise
+        return opened[0]
 
     def tidy(self) -> None:
         """Bring what is stored back into the quota. Blocks. DiskFull when too much is in use."""
