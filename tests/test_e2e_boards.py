@@ -28,6 +28,9 @@ def house(platformio_home: Path) -> Iterator[Stand]:
             stand.virtual_board("p4-two", "esp32p4"),
             stand.virtual_board("old", "esp32"),
         ]
+        bare = stand.folder / "bare.pty"
+        stand.virtual_board("behind-a-pty", "esp32p4", "--pty", str(bare))
+        boards.append(f'[[boards]]\nid = "bare"\nchip = "esp32p4"\nport = "{bare}"\n')
         stand.agent(slots=2, boards=boards)
         yield stand
 
@@ -78,6 +81,19 @@ def test_a_bundle_is_flashed_to_an_esp32_whose_console_names_the_image(
     )
     watched.expect()
     assert "Xtensa code is not executed" in watched.out
+
+
+def test_a_board_that_its_port_can_not_reset_is_flashed_and_watched_from_then_on(
+    house: Stand, tmp_path: Path
+) -> None:
+    client = house.client("patient")
+    project = copy_project("hello", tmp_path)
+    ran = client(
+        *("run", str(project), "--target", "esp32p4", "--board", "bare"),
+        *("--expect", "count [0-9]", "--timeout", "30"),
+    )
+    ran.expect()
+    assert "has no modem lines" in ran.err
 
 
 def test_a_typed_line_is_answered(house: Stand, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from aegis_protocol.failures.board import NoResetLines
+
 from aegis_client.board_choice import check_wish
 from aegis_client.build_project import BuildReport, ProjectBuild, build_in, read_project
 from aegis_client.client import Client
@@ -12,6 +14,7 @@ from aegis_client.failures import ProofFailed
 from aegis_client.flash import FlashOptions, FlashReport, FlashSource, flash
 from aegis_client.monitor import MonitorOptions, MonitorReport, watch_console
 from aegis_client.reporter import Reporter
+from aegis_client.session import Session
 from aegis_client.wish import Wish
 
 
@@ -51,7 +54,8 @@ async def run_project(
     reporter: Reporter,
 ) -> RunReport:
     """
-    Build the project, flash it to the board of `wish`, reset the board and watch its console.
+    Build the project, flash it to the board of `wish`, reset the board (where its port can) and
+    watch its console.
 
     A failed build is returned. Raises what flash and monitor raise, and ProofFailed when the
     board runs something else than what was built.
@@ -66,12 +70,7 @@ async def run_project(
         source = FlashSource(task_id=built.task.task_id)
         flashed = await flash(session, source, built.target, flashing, reporter)
         reporter.note(f"flashed {flashed.board.id} ({flashed.result.duration_s:.1f} s)")
-        seen = await watch_console(
-            session,
-            flashed.board.id,
-            replace(watching, reset=True, elf=True),
-            reporter,
-        )
+        seen = await _watched(session, flashed.board.id, replace(watching, elf=True), reporter)
     manifest = built.manifest
     proof = prove(manifest.elf_sha256 if manifest else None, seen.elf_sha256)
     if proof.status == "differs":
@@ -81,6 +80,17 @@ async def run_project(
             artifact=proof.artifact,
         )
     return RunReport(built, flashed, seen, proof)
+
+
+async def _watched(
+    session: Session, board_id: str, options: MonitorOptions, reporter: Reporter
+) -> MonitorReport:
+    """Watch the board from its reset on; or from now on, where its port can't reset it."""
+    try:
+        return await watch_console(session, board_id, replace(options, reset=True), reporter)
+    except NoResetLines as exc:
+        reporter.note(f"{exc.message}; watching from here. {exc.remedy}")
+    return await watch_console(session, board_id, options, reporter)
 
 
 def prove(artifact: str | None, console: str | None) -> Proof:
