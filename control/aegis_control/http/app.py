@@ -23,6 +23,7 @@ from aiohttp import hdrs, web
 from pydantic import BaseModel, ValidationError
 from sqlalchemy.exc import DBAPIError
 
+from aegis_control.acting import acting
 from aegis_control.control import Control
 from aegis_control.http.auth import presented_key, remote_address
 from aegis_control.http.cors import Origins
@@ -71,17 +72,25 @@ def _served(control: Control, route: Route, door: Door | None) -> Serve:
         if control.stopping.is_set() and not route.path.startswith("/health"):
             raise Unavailable("control is stopping")
         if route.streams:
-            answer = await route.endpoint(control, await _call(control, route, request, door))
+            answer = await _answered(control, route, request, door)
         else:
             try:
                 async with asyncio.timeout(control.config.request_timeout_s):
-                    call = await _call(control, route, request, door)
-                    answer = await route.endpoint(control, call)
+                    answer = await _answered(control, route, request, door)
             except TimeoutError as exc:
                 raise Unavailable("the request took too long") from exc
         return answer if isinstance(answer, web.StreamResponse) else _rendered(answer)
 
     return serve
+
+
+async def _answered(
+    control: Control, route: Route, request: web.Request, door: Door | None
+) -> Reply | web.StreamResponse:
+    call = await _call(control, route, request, door)
+    source = remote_address(request, control.config.trusted_proxies) or None
+    with acting(None if call.caller is None else call.caller.id, source):
+        return await route.endpoint(control, call)
 
 
 async def _call(control: Control, route: Route, request: web.Request, door: Door | None) -> Call:

@@ -25,6 +25,7 @@ from aiohttp import WSMsgType, web
 from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError
 
+from aegis_control.acting import acting
 from aegis_control.issuer import Issuer
 from aegis_control.jobs import Jobs
 from aegis_control.link.frames import Frames
@@ -101,10 +102,11 @@ class LinkEndpoint:
             await self._refuse(socket, Unavailable("the store does not answer"), request)
             return socket
         if link is not None:
-            try:
-                await self._live(socket, link)
-            finally:
-                await self._ended(link)
+            with acting(link.agent_id):
+                try:
+                    await self._live(socket, link)
+                finally:
+                    await self._ended(link)
         return socket
 
     def close(self) -> None:

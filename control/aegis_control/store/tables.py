@@ -142,3 +142,41 @@ idempotency: Final = Table(
     Column("job_id", String(80), nullable=False),
     Column("at", Double, nullable=False, index=True),
 )
+
+audit: Final = Table(
+    "audit",
+    metadata,
+    Column("id", _SERIAL, primary_key=True, autoincrement=True),
+    Column("at", Double, nullable=False),
+    Column("what", String(64), nullable=False),
+    Column("who", String(80), nullable=False),
+    Column("source", String(64)),
+    Column("decision", String(16), nullable=False),
+    Column("rule", String(200)),
+    Column("job_id", String(80), index=True),
+    Column("agent_id", String(80)),
+    Column("board_id", String(80)),
+    Column("artifact_sha256", String(64)),
+    Column("outcome", String(500)),
+    Column("facts", JSON, nullable=False),
+    Column("seq", BigInteger, unique=True),
+    Column("hash", LargeBinary),
+    Index(None, "who", "seq"),
+    Index(None, "at"),
+    sqlite_autoincrement=True,
+)
+
+audit_heads: Final = Table(
+    "audit_heads",
+    metadata,
+    Column("id", _SERIAL, primary_key=True, autoincrement=True),
+    Column("kind", String(16), nullable=False),
+    Column("seq", BigInteger, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+    Column("at", Double, nullable=False),
+    Column("kid", String(80), nullable=False),
+    Column("x", LargeBinary, nullable=False),
+    Column("sig", LargeBinary, nullable=False),
+    Index(None, "kind", "seq"),
+    sqlite_autoincrement=True,
+)

@@ -2,9 +2,51 @@
 
 from __future__ import annotations
 
+import sqlalchemy as sa
+from alembic import op
+
 revision = "0004"
 down_revision = "0003"
 
+_SERIAL = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
 
 def upgrade() -> None:
-    pass
+    op.create_table(
+        "audit",
+        sa.Column("id", _SERIAL, nullable=False, autoincrement=True),
+        sa.Column("at", sa.Double, nullable=False),
+        sa.Column("what", sa.String(64), nullable=False),
+        sa.Column("who", sa.String(80), nullable=False),
+        sa.Column("source", sa.String(64)),
+        sa.Column("decision", sa.String(16), nullable=False),
+        sa.Column("rule", sa.String(200)),
+        sa.Column("job_id", sa.String(80)),
+        sa.Column("agent_id", sa.String(80)),
+        sa.Column("board_id", sa.String(80)),
+        sa.Column("artifact_sha256", sa.String(64)),
+        sa.Column("outcome", sa.String(500)),
+        sa.Column("facts", sa.JSON, nullable=False),
+        sa.Column("seq", sa.BigInteger),
+        sa.Column("hash", sa.LargeBinary),
+        sa.PrimaryKeyConstraint("id", name="pk_audit"),
+        sa.UniqueConstraint("seq", name="uq_audit_seq"),
+        sqlite_autoincrement=True,
+    )
+    op.create_index("ix_audit_job_id", "audit", ["job_id"])
+    op.create_index("ix_audit_who_seq", "audit", ["who", "seq"])
+    op.create_index("ix_audit_at", "audit", ["at"])
+    op.create_table(
+        "audit_heads",
+        sa.Column("id", _SERIAL, nullable=False, autoincrement=True),
+        sa.Column("kind", sa.String(16), nullable=False),
+        sa.Column("seq", sa.BigInteger, nullable=False),
+        sa.Column("hash", sa.LargeBinary, nullable=False),
+        sa.Column("at", sa.Double, nullable=False),
+        sa.Column("kid", sa.String(80), nullable=False),
+        sa.Column("x", sa.LargeBinary, nullable=False),
+        sa.Column("sig", sa.LargeBinary, nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_audit_heads"),
+        sqlite_autoincrement=True,
+    )
+    op.create_index("ix_audit_heads_kind_seq", "audit_heads", ["kind", "seq"])
