@@ -30,7 +30,7 @@ async def cancel(control: Control, job: JobRecord) -> JobRecord:
     if ended(job.state):
         raise JobOver(f"the job is {job.state} already", job_id=job.id, state=str(job.state))
     with control.hub.listen(job.id) as changed:
-        told = tell_agent_to_end(control.links, job, "canceled at control")
+        told = await tell_agent_to_end(control.orders, job, "canceled at control")
         if told and job.state in (JobState.RUNNING, JobState.LOST):
             now = await _agents_word(control, job, changed)
             if ended(now.state):

@@ -17,6 +17,7 @@ from aegis_control.issuer import Issuer
 from aegis_control.jobs import Jobs
 from aegis_control.keyring import Keyring
 from aegis_control.link.endpoint import LinkEndpoint
+from aegis_control.link.orders import Orders
 from aegis_control.link.registry import Links
 from aegis_control.metrics import Metrics
 from aegis_control.placement import Placement
@@ -47,6 +48,7 @@ class Control:
     presence: Presence
     metrics: Metrics
     links: Links
+    orders: Orders
     ledger: Jobs
     placement: Placement
     granting: Granting
@@ -105,8 +107,10 @@ def wire(
     )
     changed = asyncio.Event()
     links = Links(metrics, on_change=changed.set)
+    orders = Orders(links)
+    database.bus.subscribe("job", hub.notify)
     placement = Placement(database, links, metrics, changed)
-    ledger = Jobs(database, hub, metrics, on_room=changed.set)
+    ledger = Jobs(database, metrics, on_room=changed.set)
     granting = Granting(
         config,
         database,
@@ -130,10 +134,11 @@ def wire(
         metrics=metrics,
         changed=changed,
         links=links,
+        orders=orders,
         ledger=ledger,
         placement=placement,
         granting=granting,
-        signaling=Signaling(issuer, ledger, links, granting, metrics),
+        signaling=Signaling(issuer, ledger, orders, granting, metrics),
         link_endpoint=LinkEndpoint(
             database,
             issuer,
@@ -148,6 +153,7 @@ def wire(
             database,
             ledger,
             links,
+            orders,
             presence,
             Graces(
                 absent_after_s=config.absent_after_s,

@@ -26,6 +26,7 @@ from sqlalchemy.exc import DBAPIError
 
 from aegis_control.hub import set_within
 from aegis_control.jobs import Jobs
+from aegis_control.link.orders import Orders
 from aegis_control.link.registry import Links
 from aegis_control.log import get_logger
 from aegis_control.presence import Presence
@@ -89,11 +90,18 @@ def due(
 
 class Deadlines:
     def __init__(
-        self, database: Database, ledger: Jobs, links: Links, presence: Presence, graces: Graces
+        self,
+        database: Database,
+        ledger: Jobs,
+        links: Links,
+        orders: Orders,
+        presence: Presence,
+        graces: Graces,
     ) -> None:
         self._database = database
         self._ledger = ledger
         self._links = links
+        self._orders = orders
         self._presence = presence
         self._graces = graces
         self._written: dict[str, float] = {}
@@ -139,7 +147,7 @@ class Deadlines:
         except IllegalMove:
             return
         if found.to is not JobState.LOST:
-            tell_agent_to_end(self._links, job, "its time at control is over")
+            await tell_agent_to_end(self._orders, job, "its time at control is over")
 
     async def _write_seen(self) -> None:
         heard = {agent_id: link.heard_at for agent_id, link in self._links.all().items()}
@@ -158,12 +166,12 @@ class Deadlines:
             await jobs.forget_ended(conn, before_s=now_s - _KEEP_JOBS_S)
 
 
-def tell_agent_to_end(links: Links, job: JobRecord, reason: str) -> bool:
+async def tell_agent_to_end(orders: Orders, job: JobRecord, reason: str) -> bool:
     """Ask the job's agent to end it; False when it can't be asked (its next hello will tell it)."""
     if job.agent_id is None:
         return False
     try:
-        links.get(job.agent_id).send(JobCancel(job_id=job.id, reason=reason))
+        await orders.send(job.agent_id, JobCancel(job_id=job.id, reason=reason))
     except AgentOffline:
         return False
     return True

@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from aegis_control.bus import EVERYTHING
+
 
 class Hub:
     def __init__(self) -> None:
@@ -21,7 +23,9 @@ class Hub:
         return len(self._listeners[job_id]) if job_id in self._listeners else 0
 
     def notify(self, job_id: str) -> None:
-        """Something about the job changed; call it after the change was committed."""
+        """Something about the job (or `EVERYTHING`) changed; call it after the commit."""
+        if job_id == EVERYTHING:
+            self.notify_all()
         for event in self._listeners.get(job_id, ()):
             event.set()
 

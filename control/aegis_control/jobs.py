@@ -18,7 +18,7 @@ from aegis_protocol.failures.http import JobCanceled, JobNotFound
 from aegis_protocol.states import JobState, ended
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from aegis_control.hub import Hub
+from aegis_control.bus import tell
 from aegis_control.log import get_logger
 from aegis_control.metrics import Metrics
 from aegis_control.store import boards, events, jobs
@@ -29,12 +29,11 @@ log = get_logger("jobs")
 
 
 class Change:
-    """One transaction on jobs. What it touched is told when it is committed."""
+    """One transaction on jobs. What it touched is told (`job`) when it is committed."""
 
     def __init__(self, conn: AsyncConnection, metrics: Metrics) -> None:
         self.conn = conn
         self.now_s = time.time()
-        self.touched: set[str] = set()
         self.moved: list[JobRecord] = []
         self.wakes_placement = False
         self._metrics = metrics
@@ -79,17 +78,16 @@ class Change:
     async def tell(self, job_id: str, event: SignalEvent) -> None:
         """Keep `event` for the job's owner."""
         await events.add(self.conn, job_id, event, now_s=self.now_s)
-        self.touched.add(job_id)
+        await tell(self.conn, "job", job_id)
 
 
 class Jobs:
     """on_room: called when a job may have become placeable."""
 
     def __init__(
-        self, database: Database, hub: Hub, metrics: Metrics, *, on_room: Callable[[], None]
+        self, database: Database, metrics: Metrics, *, on_room: Callable[[], None]
     ) -> None:
         self._database = database
-        self._hub = hub
         self._metrics = metrics
         self._on_room = on_room
 
@@ -111,8 +109,6 @@ class Jobs:
                 attempt=record.attempt,
                 code=error.get("code"),
             )
-        for job_id in change.touched:
-            self._hub.notify(job_id)
         if change.wakes_placement:
             self._on_room()
 

@@ -14,7 +14,7 @@ from aegis_protocol.states import ended
 from aegis_control.granting import Granting
 from aegis_control.issuer import Issuer
 from aegis_control.jobs import Jobs, not_found
-from aegis_control.link.registry import Links
+from aegis_control.link.orders import Orders
 from aegis_control.log import get_logger
 from aegis_control.metrics import Metrics
 from aegis_control.store import offers
@@ -28,13 +28,13 @@ class Signaling:
         self,
         issuer: Issuer,
         ledger: Jobs,
-        links: Links,
+        orders: Orders,
         granting: Granting,
         metrics: Metrics,
     ) -> None:
         self._issuer = issuer
         self._ledger = ledger
-        self._links = links
+        self._orders = orders
         self._granting = granting
         self._metrics = metrics
 
@@ -48,17 +48,17 @@ class Signaling:
         claims = self._claims(job_id, token)
         check_sdp(request.sdp).expect(Fingerprint.parse(claims.webrtc.peer_fingerprint))
         job = await self._granted(claims)
-        link = self._links.get(claims.aud)
         async with self._ledger.change() as change:
             await offers.add(change.conn, claims.jti, job.id, claims.aud, now_s=change.now_s)
-        link.send(
+        await self._orders.send(
+            claims.aud,
             JobOffer(
                 job_id=job.id,
                 jti=claims.jti,
                 grant=token,
                 sdp=request.sdp,
                 ice_servers=self._granting.ice_servers(job, "agent"),
-            )
+            ),
         )
         self._metrics.offers.inc()
         log.info("offer.passed_on", job_id=job.id, jti=claims.jti, agent_id=claims.aud)
@@ -79,7 +79,6 @@ class Signaling:
         await self._candidate(job, jti, candidate)
 
     async def _candidate(self, job: JobRecord, jti: str, candidate: IceCandidate) -> None:
-        link = self._links.get(job.agent_id or "")
         async with self._ledger.change() as change:
             if not await offers.add_candidate(change.conn, jti, job.id, "client"):
                 if not await offers.exists(change.conn, jti, job.id, job.agent_id or ""):
@@ -88,14 +87,15 @@ class Signaling:
                     f"this offer had its {offers.MAX_CANDIDATES} candidates",
                     limit=offers.MAX_CANDIDATES,
                 )
-        link.send(
+        await self._orders.send(
+            job.agent_id or "",
             SignalCandidate(
                 job_id=job.id,
                 jti=jti,
                 candidate=candidate.candidate,
                 sdpMid=candidate.sdpMid,
                 sdpMLineIndex=candidate.sdpMLineIndex,
-            )
+            ),
         )
 
     def _claims(self, job_id: str, token: str) -> GrantClaims:

@@ -18,6 +18,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from aegis_control.bus import Bus, take_words
 from aegis_control.store import migrate
 from aegis_control.store.tables import keys
 
@@ -31,10 +32,11 @@ class StoreUnusable(AegisError):
 
 
 class Database:
-    """`open` it, then `read()` and `write()` are transactions."""
+    """`open` it, then `read()` and `write()` are transactions; `bus` tells of what they changed."""
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+        self.bus: Final = Bus()
         self._writer: AsyncEngine = engine.execution_options(**{_WRITES: True})
 
     @classmethod
@@ -71,9 +73,17 @@ class Database:
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that is committed when the block ends, or rolled back when it raises."""
-        async with self._writer.begin() as conn:
-            yield conn
+        """
+        A transaction that is committed when the block ends, or rolled back when it raises.
+
+        What was told in it (`bus.tell`) is delivered after the commit.
+        """
+        async with self._writer.connect() as conn:
+            take_words(conn)  # of one that was rolled back on this connection
+            async with conn.begin():
+                yield conn
+            words = take_words(conn)
+        self.bus.deliver(words)
 
     async def answers(self) -> bool:
         """Tell whether the database answers, and has our tables."""
