@@ -370,6 +370,8 @@ async def test_ends_are_told_again_until_they_are_long_past(
     await until(stand.table.idle)
     (held,) = stand.table.held()
     assert (held.state, held.attempt) == (JobState.FAILED, 4)
+    assert held.error is not None
+    assert (held.error.code, held.error.message) == ("build.failed", "no")
     stand.linked = True
     stand.table.report_again()
     assert [moved.state for moved in stand.reports] == [JobState.FAILED]

@@ -370,14 +370,15 @@ def test_reconciling_compares_attempts_states_and_agents() -> None:
     ]
     running = ("lost-there", "assigned-runs", "moved-on", "elsewhere", "unknown")
     held = [HeldJob(job_id=job_id, state=JobState.RUNNING) for job_id in running]
-    held += [HeldJob(job_id="running-ended", state=JobState.FAILED)]
+    why = ErrorBody(code="agent.gone", message="the daemon was restarted")
+    held += [HeldJob(job_id="running-ended", state=JobState.FAILED, error=why)]
     held += [HeldJob(job_id="ended-unknown", state=JobState.SUCCEEDED)]
     found = reconcile("a", held, {record.id: record for record in known})
     assert found.over == ("moved-on", "elsewhere", "unknown")
     assert found.moves == (
-        ("lost-there", JobState.RUNNING),
-        ("assigned-runs", JobState.RUNNING),
-        ("running-ended", JobState.FAILED),
+        ("lost-there", JobState.RUNNING, None),
+        ("assigned-runs", JobState.RUNNING, None),
+        ("running-ended", JobState.FAILED, why),
     )
     assert found.gone == ("running-absent", "lost-absent")
 

@@ -17,7 +17,7 @@ from typing import Final
 
 import structlog
 from aegis_protocol.control_link import HeldJob, JobMoved
-from aegis_protocol.errors import AegisError
+from aegis_protocol.errors import AegisError, ErrorBody
 from aegis_protocol.failures.agent import AgentBusy
 from aegis_protocol.failures.board import BoardGone
 from aegis_protocol.failures.grant import GrantInvalid, GrantStale
@@ -129,7 +129,12 @@ class JobTable:
             for job in self._jobs.values()
         ]
         over = [
-            HeldJob(job_id=end.moved.job_id, state=end.moved.state, attempt=end.attempt)
+            HeldJob(
+                job_id=end.moved.job_id,
+                state=end.moved.state,
+                attempt=end.attempt,
+                error=_in_short(end.moved.error),
+            )
             for end in reversed(self._ends.values())
         ]
         return (*live, *over)[:_HELD_JOBS]
@@ -240,6 +245,14 @@ class JobTable:
         while len(self._ends) > _KEPT_ENDS:
             self._ends.pop(next(iter(self._ends)))
         self._report(moved)
+
+
+def _in_short(error: ErrorBody | None) -> ErrorBody | None:
+    """`hello` has room for hundreds of these."""
+    if error is None:
+        return None
+    short = {"message": error.message[:200], "remedy": error.remedy[:200], "facts": {}}
+    return error.model_copy(update=short)
 
 
 def running(job: Job) -> JobMoved:

@@ -42,6 +42,8 @@ class HeldJob(Wire):
     state: JobState
     attempt: int = 1
     boards: dict[Id, int] = Field(default_factory=dict)
+    error: ErrorBody | None = None
+    """Why it ended, where it did not end well; without facts and cut to a short message."""
 
 
 class Hello(Wire):

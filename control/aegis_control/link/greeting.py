@@ -84,8 +84,8 @@ async def settle(ledger: Jobs, agent_id: str, held: Sequence[HeldJob]) -> Reconc
     async with ledger.change() as change:
         known = {job.id: job for job in await jobs.in_states(change.conn, LIVE, agent_id=agent_id)}
         found = reconcile(agent_id, held, known)
-        for job_id, to in found.moves:
-            await change.move(job_id, to)
+        for job_id, to, error in found.moves:
+            await change.move(job_id, to, error=error)
         for job_id in found.gone:
             await change.move(
                 job_id, JobState.FAILED, error=AgentGone("the agent came back without the job")

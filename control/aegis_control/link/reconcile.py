@@ -12,11 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from aegis_protocol.control_link import HeldJob
+from aegis_protocol.errors import ErrorBody
 from aegis_protocol.states import JobState, ended
 
 from aegis_control.store.jobs import LIVE, JobRecord
+
+Move: TypeAlias = tuple[str, JobState, ErrorBody | None]
+"""A job, what it becomes, and why where that is an end that is not good."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class Reconciliation:
     """over: the agent must end these. moves: to do in the store. gone: failed with `agent.gone`."""
 
     over: tuple[str, ...]
-    moves: tuple[tuple[str, JobState], ...]
+    moves: tuple[Move, ...]
     gone: tuple[str, ...]
 
 
@@ -33,7 +38,7 @@ def reconcile(
 ) -> Reconciliation:
     """known: the jobs that control has on this agent, and those that `held` names."""
     over: list[str] = []
-    moves: list[tuple[str, JobState]] = []
+    moves: list[Move] = []
     for have in held:
         job = known.get(have.job_id)
         if (
@@ -45,9 +50,9 @@ def reconcile(
             if not ended(have.state):
                 over.append(have.job_id)
         elif ended(have.state):
-            moves.append((job.id, have.state))
+            moves.append((job.id, have.state, have.error))
         elif job.state is not JobState.RUNNING and have.state is JobState.RUNNING:
-            moves.append((job.id, JobState.RUNNING))
+            moves.append((job.id, JobState.RUNNING, None))
     has = {have.job_id for have in held}
     gone = tuple(
         job.id
