@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
-import os
 import signal
-import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
-from aegis_control import cli
 from aegis_control.local_socket import listening
 from aegis_protocol import __version__
 from control_fixtures import FakeAgent, bench, board
+from control_runs import WITHIN_S, call, run, served
 from structlog.testing import capture_logs
-
-WITHIN_S = 60.0
 
 
 @pytest.fixture(autouse=True)
@@ -31,92 +23,6 @@ def quiet() -> Iterator[None]:
     """A control in this process must not log into what a command prints."""
     with capture_logs():
         yield
-
-
-@dataclass
-class Ended:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def data(self) -> Any:
-        return json.loads(self.out)
-
-
-async def run(folder: Path, *words: str, **environment: str) -> Ended:
-    """Run `aegis-control` as a process with an environment of its own."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "aegis_control", *words),
-        env=_environment(folder, environment),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    async with asyncio.timeout(WITHIN_S):
-        out, err = await process.communicate()
-    return Ended(process.returncode or 0, out.decode(), err.decode())
-
-
-async def call(folder: Path, *words: str, **environment: str) -> Ended:
-    """Run the same in a thread of this process, which is much sooner done."""
-
-    def called() -> Ended:
-        out, err, code = io.StringIO(), io.StringIO(), 0
-        with redirect_stdout(out), redirect_stderr(err):
-            try:
-                cli.main()
-            except SystemExit as exc:
-                code = exc.code if isinstance(exc.code, int) else int(exc.code is not None)
-        return Ended(code, out.getvalue(), err.getvalue())
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["aegis-control", *words])
-        for name, value in _environment(folder, environment).items():
-            patch.setenv(name, value)
-        async with asyncio.timeout(WITHIN_S):
-            return await asyncio.to_thread(called)
-
-
-def _environment(folder: Path, more: dict[str, str]) -> dict[str, str]:
-    ordinary = {"PATH": os.environ["PATH"], "HOME": str(folder), "COLUMNS": "200"}
-    return {
-        **ordinary,
-        "AEGIS_STATE_DIR": str(folder / "s"),
-        "AEGIS_CONFIG_DIR": str(folder / "etc"),
-        **more,
-    }
-
-
-@dataclass
-class Serving:
-    process: asyncio.subprocess.Process
-    base_url: str
-    lines: list[str]
-
-
-@asynccontextmanager
-async def served(folder: Path, **environment: str) -> AsyncIterator[Serving]:
-    """A control in a process of its own, on a free port."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "aegis_control", "serve", "--listen", "127.0.0.1:0"),
-        env=_environment(folder, environment),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    lines: list[str] = []
-    try:
-        async with asyncio.timeout(WITHIN_S):
-            while not any("operator key" in line or "state:" in line for line in lines):
-                line = (await process.stdout.readline()).decode().strip()
-                assert line, (lines, await process.communicate())
-                lines.append(line)
-        yield Serving(process, lines[0].split()[-1], lines)
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
 
 
 async def test_an_agent_is_listed_with_nothing_to_configure(tmp: Path) -> None:

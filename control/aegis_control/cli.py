@@ -12,7 +12,12 @@ import typer
 from aegis_protocol import __version__
 from aegis_protocol.errors import AegisError
 
-from aegis_control.commands import agents_commands, config_commands, key_commands
+from aegis_control.commands import (
+    agents_commands,
+    config_commands,
+    key_commands,
+    token_commands,
+)
 from aegis_control.commands.outcome import fail
 
 _HELP: Final = "Says who may do what, knows the agents, schedules, and introduces the peers."
@@ -25,7 +30,7 @@ app = typer.Typer(
     add_completion=True,
 )
 app.add_typer(key_commands.keys, name="keys")
-app.add_typer(key_commands.tokens, name="enroll-token")
+app.add_typer(token_commands.tokens, name="enroll-token")
 app.add_typer(agents_commands.agents, name="agents")
 app.add_typer(config_commands.app, name="config")
 app.command("list-agents")(agents_commands.list_agents)

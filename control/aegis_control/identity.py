@@ -22,7 +22,8 @@ MCP: Final = "mcp"
 LOCAL: Final = "local"
 """Whoever may open the socket in the state directory."""
 
-LIMIT_KINDS: Final = ("targets", "labels", "boards", "channels")
+LIMIT_KINDS: Final = ("targets", "labels", "agents", "boards", "channels", "jobs")
+"""`key_limits` says what each means."""
 
 CHANNEL_ACTION: Final[Mapping[str, Action]] = {
     ChannelName.SOURCE: Action.SOURCE_WRITE,

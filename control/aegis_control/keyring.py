@@ -21,7 +21,7 @@ from aegis_protocol.http_api import EnrollTokenMade, KeyMade, KeyRow
 from aegis_protocol.ids import new_secret
 
 from aegis_control.identity import MCP, Identity
-from aegis_control.store import keys
+from aegis_control.store import identities, keys
 from aegis_control.store.database import Database
 
 _KEY: Final = re.compile(r"^aegis_sk_([a-z2-7]{8,32})_([a-z2-7]{40,80})$")
@@ -73,6 +73,7 @@ class Keyring:
     ) -> KeyMade:
         """Make a key; its text is in the reply and nowhere else."""
         key_id, secret, now_s = new_secret(80), new_secret(), time.time()
+        expires_at = None if expires_in_s is None else now_s + expires_in_s
         async with self._database.write() as conn:
             await keys.add(
                 conn,
@@ -82,13 +83,22 @@ class Keyring:
                 name=name,
                 limits=limits or {},
                 now_s=now_s,
-                expires_at=None if expires_in_s is None else now_s + expires_in_s,
+                expires_at=expires_at,
             )
-        return KeyMade(id=key_id, role=role, key=f"aegis_sk_{key_id}_{secret}")
+        return KeyMade(
+            id=key_id,
+            role=role,
+            key=f"aegis_sk_{key_id}_{secret}",
+            name=name,
+            expires_at=expires_at,
+            limits={kind: tuple(words) for kind, words in (limits or {}).items()},
+        )
 
-    async def rows(self) -> tuple[KeyRow, ...]:
+    async def rows(self, *, prefix: str = "") -> tuple[KeyRow, ...]:
+        """The keys whose ids begin with `prefix`, oldest first."""
         async with self._database.read() as conn:
-            records = await keys.every(conn)
+            records = await keys.every(conn, prefix=prefix)
+            asked = await identities.asked(conn, [record.id for record in records])
         return tuple(
             KeyRow(
                 id=record.id,
@@ -97,6 +107,8 @@ class Keyring:
                 created_at=record.created_at,
                 expires_at=record.expires_at,
                 revoked=record.revoked_at is not None,
+                limits={kind: tuple(words) for kind, words in record.limits.items()},
+                asked_at=asked.get(record.id),
             )
             for record in records
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, StringConstraints
 
@@ -13,6 +13,17 @@ from aegis_protocol.model import Id, Labels, TargetName, UnixSeconds, Wire
 from aegis_protocol.states import AgentState, JobState
 
 ChannelText = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,31}$")]
+KeyLimits = Annotated[
+    dict[
+        Annotated[str, StringConstraints(max_length=40)],
+        Annotated[
+            tuple[Annotated[str, StringConstraints(max_length=160)], ...], Field(max_length=256)
+        ],
+    ],
+    Field(max_length=16),
+]
+"""Words by kind: targets, labels, agents, boards, channels, and jobs (one number)."""
+MAX_KEY_LIFE_S: Final = 100 * 366 * 86_400
 Sdp = Annotated[str, StringConstraints(min_length=1, max_length=16_384)]
 
 
@@ -136,12 +147,12 @@ class HealthSessions(Wire):
 
 
 class WhoAmI(Wire):
-    """My key. `limits` names the targets, labels, boards and channels it is limited to."""
+    """My key. `limits`: what it is limited to, by kind."""
 
     identity: Id
     role: Role
     actions: tuple[Action, ...]
-    limits: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    limits: KeyLimits = Field(default_factory=dict)
     expires_at: UnixSeconds | None = None
 
 
@@ -241,15 +252,22 @@ class KeyMade(Wire):
     id: Id
     role: Role
     key: str
+    name: str = ""
+    expires_at: UnixSeconds | None = None
+    limits: KeyLimits = Field(default_factory=dict)
 
 
 class KeyRow(Wire):
+    """asked_at: when it last asked for a new job."""
+
     id: Id
     role: Role
     name: str
     created_at: UnixSeconds
     expires_at: UnixSeconds | None = None
     revoked: bool = False
+    limits: KeyLimits = Field(default_factory=dict)
+    asked_at: UnixSeconds | None = None
 
 
 class KeyList(Wire):
@@ -259,8 +277,8 @@ class KeyList(Wire):
 class KeyRequest(Wire):
     role: Role
     name: str = Field(default="", max_length=80)
-    expires_in_secs: int | None = Field(default=None, ge=1)
-    limits: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    expires_in_secs: int | None = Field(default=None, ge=1, le=MAX_KEY_LIFE_S)
+    limits: KeyLimits = Field(default_factory=dict)
 
 
 class EnrollTokenRequest(Wire):

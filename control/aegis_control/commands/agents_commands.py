@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import typer
 from aegis_protocol.http_api import Agent, AgentList
 from aegis_protocol.states import BoardState
@@ -11,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aegis_control.commands.asking import Asking, Json, KeyFile, State, Url
+from aegis_control.commands.times import ago
 
 agents = typer.Typer(help="Agents.", no_args_is_help=True)
 
@@ -67,7 +66,7 @@ def _table(found: AgentList) -> Table:
             ", ".join(f"{chain.kind} {chain.version}" for chain in agent.toolchains),
             f"{agent.slots_free}/{agent.slots} free",
             ", ".join(_board(agent)),
-            _ago(agent.last_seen),
+            ago(agent.last_seen),
         )
     return table
 
@@ -83,13 +82,3 @@ def _board(agent: Agent) -> list[str]:
         + ")"
         for board in agent.boards
     ]
-
-
-def _ago(at: float | None) -> str:
-    if at is None:
-        return "never"
-    seconds = max(0, int(time.time() - at))
-    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds // size} {unit} ago"
-    return f"{seconds} s ago"

@@ -1,38 +1,43 @@
-"""`keys` and `enroll-token`: who may come in."""
+"""`keys`: the API keys, and what each may do."""
 
 from __future__ import annotations
 
+import re
 import time
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from aegis_protocol.actions import Role
-from aegis_protocol.failures.http import BadRequest
-from aegis_protocol.http_api import (
-    EnrollTokenMade,
-    EnrollTokenRequest,
-    KeyList,
-    KeyMade,
-    KeyRequest,
-)
+from aegis_protocol.failures.http import BadRequest, KeyNotFound
+from aegis_protocol.http_api import KeyList, KeyMade, KeyRequest, KeyRow
 from rich.console import Console
 from rich.table import Table
 
+from aegis_control import key_limits
 from aegis_control.commands.asking import Asking, Json, KeyFile, State, Url
+from aegis_control.commands.times import ago, minute, seconds_until
 from aegis_control.identity import LIMIT_KINDS
 
 keys = typer.Typer(help="API keys.", no_args_is_help=True)
-tokens = typer.Typer(help="Tokens with which agents enrol.", no_args_is_help=True)
+
+_PREFIX: Final = re.compile(r"^(?:aegis_sk_)?([a-z2-7]{1,32})$")
+_LEAST_PREFIX: Final = 4
 
 
-@keys.command("create")
+@keys.command(
+    "create",
+    epilog="Example: aegis-control keys create --role builder --name ci --expires 90d"
+    " --limit targets=esp32p4,esp32c6 --limit jobs=2",
+)
 def create(
     role: Annotated[Role, typer.Option(help="What the key may do.")],
     name: Annotated[str, typer.Option(help="Whose it is, for the list.")] = "",
-    expires_in_days: Annotated[float | None, typer.Option(min=0.001)] = None,
+    expires: Annotated[
+        str | None, typer.Option(help="When it ends: 12h, 30d, 2027-01-31. Default: never.")
+    ] = None,
     limit: Annotated[
         list[str] | None,
-        typer.Option(help="KIND=WORD, several times; kinds: targets, labels, boards, channels."),
+        typer.Option(help=f"KIND=WORD,WORD, several times; kinds: {', '.join(LIMIT_KINDS)}."),
     ] = None,
     url: Url = None,
     key_file: KeyFile = None,
@@ -45,70 +50,115 @@ def create(
         KeyRequest(
             role=role,
             name=name[:80],
-            expires_in_secs=None if expires_in_days is None else int(expires_in_days * 86_400) or 1,
-            limits=_limits(limit or []),
+            expires_in_secs=None if expires is None else _life_s(expires),
+            limits=key_limits.from_words(limit or []),
         ),
         KeyMade,
     )
     typer.echo(made.model_dump_json(indent=2) if as_json else made.key)
 
 
-@keys.command("list")
+@keys.command("list", epilog="Example: aegis-control keys list aegis_sk_b6x3")
 def list_keys(
-    url: Url = None, key_file: KeyFile = None, state_dir: State = None, as_json: Json = False
-) -> None:
-    """Show the keys, without their secrets."""
-    found = Asking(url, key_file, state_dir).get("/services/keys", KeyList)
-    if as_json:
-        typer.echo(found.model_dump_json(indent=2))
-        return
-    table = Table("ID", "ROLE", "NAME", "MADE", "EXPIRES", "STATE", box=None, pad_edge=False)
-    for row in found.keys:
-        table.add_row(
-            row.id,
-            str(row.role),
-            row.name,
-            _day(row.created_at),
-            "never" if row.expires_at is None else _day(row.expires_at),
-            "revoked" if row.revoked else "good",
-        )
-    Console().print(table)
-
-
-@keys.command("revoke")
-def revoke(key_id: str, url: Url = None, key_file: KeyFile = None, state_dir: State = None) -> None:
-    """Take a key back."""
-    Asking(url, key_file, state_dir).delete(f"/services/keys/{key_id}")
-    typer.echo(f"revoked {key_id}")
-
-
-@tokens.command("create")
-def create_token(
-    ttl_secs: Annotated[int, typer.Option(min=10, max=30 * 86_400)] = 3600,
-    name: Annotated[str | None, typer.Option(help="Only for the agent of this name.")] = None,
+    prefix: Annotated[
+        str, typer.Argument(help="Only keys that begin so, with or without aegis_sk_.")
+    ] = "",
     url: Url = None,
     key_file: KeyFile = None,
     state_dir: State = None,
     as_json: Json = False,
 ) -> None:
-    """Make a token with which one agent may enrol, and print it, this once."""
-    made = Asking(url, key_file, state_dir).post(
-        "/services/enroll-tokens",
-        EnrollTokenRequest(ttl_secs=ttl_secs, name=name),
-        EnrollTokenMade,
-    )
-    typer.echo(made.model_dump_json(indent=2) if as_json else made.token)
+    """Show the keys, without their secrets."""
+    begins = _begins(prefix) if prefix else ""
+    found = _found(Asking(url, key_file, state_dir), begins)
+    if as_json:
+        typer.echo(found.model_dump_json(indent=2))
+        return
+    if not found.keys:
+        typer.echo("There is no such key.")
+        return
+    console = Console()
+    if console.width < _WIDE and not console.is_terminal:
+        console = Console(width=_WIDE)
+    console.print(_table(found))
 
 
-def _limits(words: list[str]) -> dict[str, tuple[str, ...]]:
-    limits: dict[str, tuple[str, ...]] = {}
-    for word in words:
-        kind, sign, value = word.partition("=")
-        if not sign or kind not in LIMIT_KINDS:
-            raise BadRequest(f"--limit {word}: written as targets=esp32p4", field="limit")
-        limits[kind] = (*limits.get(kind, ()), value)
-    return limits
+@keys.command("revoke", epilog="Example: aegis-control keys revoke aegis_sk_b6x3")
+def revoke(
+    key: Annotated[
+        str, typer.Argument(help="The key's id, or enough of its beginning to tell it apart.")
+    ],
+    url: Url = None,
+    key_file: KeyFile = None,
+    state_dir: State = None,
+) -> None:
+    """Take a key back."""
+    asking = Asking(url, key_file, state_dir)
+    row = _the_one(_begins(key), asking)
+    asking.delete(f"/services/keys/{row.id}")
+    typer.echo(f"revoked {row.id}" + (f" ({row.name})" if row.name else ""))
 
 
-def _day(at: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
+_WIDE = 160
+
+
+def _table(found: KeyList) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("ID", "ROLE", "NAME", "MADE", "EXPIRES", "LAST ASKED", "STATE", "LIMITS"):
+        table.add_column(name, overflow="fold", no_wrap=name in ("ID", "MADE", "EXPIRES"))
+    for row in found.keys:
+        table.add_row(
+            row.id,
+            str(row.role),
+            row.name,
+            minute(row.created_at),
+            minute(row.expires_at, none="never"),
+            ago(row.asked_at),
+            _state(row),
+            " ".join(f"{kind}={','.join(words)}" for kind, words in row.limits.items()),
+        )
+    return table
+
+
+def _state(row: KeyRow) -> str:
+    if row.revoked:
+        return "revoked"
+    over = row.expires_at is not None and row.expires_at <= time.time()
+    return "expired" if over else "good"
+
+
+def _life_s(expires: str) -> int:
+    return seconds_until(expires, option="--expires")
+
+
+def _begins(text: str) -> str:
+    """The beginning of an id. A whole key must not stand in an argument: others can read it."""
+    match = _PREFIX.match(text.strip())
+    if match is None:
+        raise BadRequest(
+            "name a key by its id, or by its beginning, never by all of its text",
+            remedy="The id is what stands between `aegis_sk_` and the next `_`. If a whole key was "
+            "typed, revoke it: other users could read it. `verify-token` takes one on its input.",
+            field="key",
+        )
+    return match[1]
+
+
+def _found(asking: Asking, begins: str) -> KeyList:
+    return asking.get("/services/keys" + (f"?prefix={begins}" if begins else ""), KeyList)
+
+
+def _the_one(begins: str, asking: Asking) -> KeyRow:
+    rows = _found(asking, begins).keys
+    exact = [row for row in rows if row.id == begins]
+    if exact:
+        return exact[0]
+    if not rows:
+        raise KeyNotFound(f"there is no key {begins}", key_id=begins)
+    if len(rows) > 1 or len(begins) < _LEAST_PREFIX:
+        raise BadRequest(
+            f"{begins} is the beginning of {', '.join(row.id for row in rows[:5])}",
+            remedy=f"Name one of them, by {_LEAST_PREFIX} letters or more.",
+            field="key",
+        )
+    return rows[0]

@@ -34,8 +34,8 @@ from aegis_control.http.route import Call, Reply
 from aegis_control.store import agents, jobs
 from aegis_control.store.jobs import LIVE, JobRecord
 
-_MAX_ROWS: Final = 1000
-_ROWS: Final = 200
+MAX_ROWS: Final = 1000
+ROWS: Final = 200
 
 
 async def health(control: Control, call: Call) -> Reply:
@@ -195,7 +195,7 @@ def _idempotency_key(call: Call) -> str | None:
 
 
 def _limit(call: Call) -> int:
-    text = call.request.query.get("limit", str(_ROWS))
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= _MAX_ROWS):
-        raise BadRequest(f"limit: 1 to {_MAX_ROWS}", field="limit")
+    text = call.request.query.get("limit", str(ROWS))
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= MAX_ROWS):
+        raise BadRequest(f"limit: 1 to {MAX_ROWS}", field="limit")
     return int(text)

@@ -82,12 +82,16 @@ def _operation(route: Route, schemas: dict[type[BaseModel], dict[str, Any]]) -> 
             "default": _response(route, schemas[ErrorReply], "An error"),
         },
     }
-    parameters = _PARAMETER.findall(route.path)
+    parameters: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in _PARAMETER.findall(route.path)
+    ]
+    parameters += [
+        {"name": q.name, "in": "query", "description": q.words, "schema": dict(q.schema)}
+        for q in route.queries
+    ]
     if parameters:
-        operation["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-            for name in parameters
-        ]
+        operation["parameters"] = parameters
     if route.takes is not None:
         operation["requestBody"] = {
             "required": True,

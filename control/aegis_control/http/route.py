@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from aegis_protocol.actions import Role
 from aegis_protocol.failures.http import BadRequest, KeyMissing
@@ -53,6 +53,15 @@ class Call:
         return self.body
 
 
+@dataclass(frozen=True)
+class Query:
+    """A parameter of the query string, with its JSON schema for the OpenAPI document."""
+
+    name: str
+    words: str
+    schema: Mapping[str, Any] = field(default_factory=lambda: {"type": "string"})
+
+
 Endpoint: TypeAlias = Callable[[Control, Call], Awaitable[Reply | web.StreamResponse]]
 
 
@@ -61,6 +70,7 @@ class Route:
     """
     role     the lowest that may call it; None: anybody, with no key
     takes    the model of the body, if it has one
+    queries  what the query string may have
     gives    the model of the body by status; None: no body, or no JSON
     local    also on the socket in the state directory
     streams  lives as long as both sides want; no deadline
@@ -73,5 +83,6 @@ class Route:
     role: Role | None
     gives: Mapping[HTTPStatus, type[BaseModel] | None]
     takes: type[BaseModel] | None = None
+    queries: tuple[Query, ...] = ()
     local: bool = False
     streams: bool = False

@@ -33,7 +33,7 @@ from aegis_protocol.http_api import (
 from aegis_control.control import Control
 from aegis_control.http import endpoints, openapi, services
 from aegis_control.http.event_stream import job_events
-from aegis_control.http.route import Call, Reply, Route
+from aegis_control.http.route import Call, Query, Reply, Route
 
 _OK: Final = HTTPStatus.OK
 _CREATED: Final = HTTPStatus.CREATED
@@ -41,6 +41,11 @@ _ACCEPTED: Final = HTTPStatus.ACCEPTED
 _EMPTY: Final = HTTPStatus.NO_CONTENT
 _DOWN: Final = HTTPStatus.SERVICE_UNAVAILABLE
 _SWITCH: Final = HTTPStatus.SWITCHING_PROTOCOLS
+_LIMIT: Final = Query(
+    "limit",
+    f"At most so many; {endpoints.ROWS} by default.",
+    {"type": "integer", "minimum": 1, "maximum": endpoints.MAX_ROWS},
+)
 
 
 async def _openapi(control: Control, call: Call) -> Reply:
@@ -142,6 +147,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         endpoints.list_jobs,
         "My jobs, newest first (an operator: everybody's); `limit` of them.",
         role=Role.VIEWER,
+        queries=(_LIMIT,),
         gives={_OK: JobList},
         local=True,
     ),
@@ -215,6 +221,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         services.list_keys,
         "The API keys, without their secrets.",
         role=Role.OPERATOR,
+        queries=(Query("prefix", "Only keys whose ids begin so."),),
         gives={_OK: KeyList},
         local=True,
     ),

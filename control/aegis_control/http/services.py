@@ -5,13 +5,13 @@ from __future__ import annotations
 from http import HTTPStatus
 
 from aegis_protocol.failures.agent import AgentGone
-from aegis_protocol.failures.http import AgentNotFound, BadRequest, KeyNotFound, LinkRefused
+from aegis_protocol.failures.http import AgentNotFound, KeyNotFound, LinkRefused
 from aegis_protocol.http_api import EnrollTokenRequest, KeyList, KeyRequest
 from aegis_protocol.states import JobState
 
 from aegis_control.control import Control
 from aegis_control.http.route import Call, Reply
-from aegis_control.identity import LIMIT_KINDS
+from aegis_control.key_limits import checked
 from aegis_control.log import get_logger
 from aegis_control.store import agents, jobs
 from aegis_control.store.jobs import LIVE
@@ -21,17 +21,10 @@ log = get_logger("services")
 
 async def make_key(control: Control, call: Call) -> Reply:
     wanted = call.taking(KeyRequest)
-    for kind, words in wanted.limits.items():
-        if kind not in LIMIT_KINDS:
-            raise BadRequest(
-                f"limits.{kind}: there are {', '.join(LIMIT_KINDS)}", field=f"limits.{kind}"
-            )
-        if kind == "labels" and not all("=" in word for word in words):
-            raise BadRequest("limits.labels: written as site=lab1", field="limits.labels")
     made = await control.keyring.make_key(
         wanted.role,
         name=wanted.name,
-        limits=wanted.limits,
+        limits=checked(wanted.limits),
         expires_in_s=wanted.expires_in_secs,
     )
     log.info("key.made", key_id=made.id, role=str(made.role), by=call.identity.id)
@@ -39,7 +32,9 @@ async def make_key(control: Control, call: Call) -> Reply:
 
 
 async def list_keys(control: Control, call: Call) -> Reply:
-    return Reply(KeyList(keys=await control.keyring.rows()))
+    """All of them, or those whose ids begin with `?prefix=`."""
+    prefix = call.request.query.get("prefix", "")
+    return Reply(KeyList(keys=await control.keyring.rows(prefix=prefix[:80])))
 
 
 async def revoke_key(control: Control, call: Call) -> Reply:

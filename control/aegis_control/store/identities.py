@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from sqlalchemy import update
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from sqlalchemy import select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aegis_control.store.tables import identities
+
+_BATCH: Final = 500
+"""SQLite takes 32,766 parameters at most, older ones 999."""
 
 
 async def take_turn(conn: AsyncConnection, identity: str, *, now_s: float) -> None:
@@ -20,3 +26,15 @@ async def take_turn(conn: AsyncConnection, identity: str, *, now_s: float) -> No
         insert(identities).values(id=identity, asked_at=now_s).on_conflict_do_nothing()
     )
     await conn.execute(update(identities).where(identities.c.id == identity).values(asked_at=now_s))
+
+
+async def asked(conn: AsyncConnection, ids: Sequence[str]) -> Mapping[str, float]:
+    """When each of `ids` last asked for a new job; one that never did is not in it."""
+    found: dict[str, float] = {}
+    for begin in range(0, len(ids), _BATCH):
+        some = ids[begin : begin + _BATCH]
+        rows = await conn.execute(
+            select(identities.c.id, identities.c.asked_at).where(identities.c.id.in_(some))
+        )
+        found.update((row.id, row.asked_at) for row in rows)
+    return found

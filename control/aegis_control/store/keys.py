@@ -54,9 +54,12 @@ async def get(conn: AsyncConnection, key_id: str) -> KeyRecord | None:
     return None if row is None else _record(row)
 
 
-async def every(conn: AsyncConnection) -> tuple[KeyRecord, ...]:
-    """All keys, oldest first."""
-    rows = await conn.execute(select(keys).order_by(keys.c.created_at, keys.c.id))
+async def every(conn: AsyncConnection, *, prefix: str = "") -> tuple[KeyRecord, ...]:
+    """The keys whose ids begin with `prefix`, oldest first."""
+    statement = select(keys).order_by(keys.c.created_at, keys.c.id)
+    if prefix:
+        statement = statement.where(keys.c.id.startswith(prefix, autoescape=True))
+    rows = await conn.execute(statement)
     return tuple(_record(row) for row in rows)
 
 
