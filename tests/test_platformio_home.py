@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import structlog
 from aegis_agent.platformio_home import (
     Layout,
     build_command,
@@ -27,6 +28,7 @@ from aegis_agent.platformio_home import (
     unreachable_by_others,
 )
 from aegis_agent.platformio_home.seed import scons_package_version
+from aegis_agent.toolchains.platformio import PlatformIO
 from aegis_protocol.failures.toolchain import InstallFailed, ToolchainMissing
 from fixtures_platformio import Project, copy_fixture, platformio_home
 
@@ -114,6 +116,9 @@ async def test_after_an_upgrade_the_core_is_seeded_without_making_the_environmen
     marker = json.loads(Layout(home).marker.read_text())
     Layout(home).marker.write_text(json.dumps({**marker, "platform_sha256": "another"}))
     (Layout(home).platforms / "aegis-esp" / "platform.json").write_text("old")
+    with structlog.testing.capture_logs() as logs:
+        assert PlatformIO(home).detect() is not None
+    assert [entry["event"] for entry in logs] == ["toolchain.outdated"]
     state = Layout(home).core / "appstate.json"
     state.write_text('{"last_version": "6.1.0"}')
     said: list[str] = []
@@ -121,6 +126,9 @@ async def test_after_an_upgrade_the_core_is_seeded_without_making_the_environmen
     assert said == ["seeding PlatformIO's packages"]
     assert json.loads((Layout(home).platforms / "aegis-esp" / "platform.json").read_text())
     assert json.loads(Layout(home).marker.read_text()) == marker
+    with structlog.testing.capture_logs() as logs:
+        assert PlatformIO(home).detect() is not None
+    assert logs == []
     # An older one costs PlatformIO a minute of retries where there is no network.
     assert json.loads(state.read_text()) == {"last_version": pins()["platformio"]}
 

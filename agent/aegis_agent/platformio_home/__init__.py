@@ -16,7 +16,12 @@ from aegis_agent.platformio_home.build_core import (
     prepare_core,
     verbose_build_command,
 )
-from aegis_agent.platformio_home.install import install, is_complete, unreachable_by_others
+from aegis_agent.platformio_home.install import (
+    install,
+    is_complete,
+    is_current,
+    unreachable_by_others,
+)
 from aegis_agent.platformio_home.inventory import installed_platforms, targets
 from aegis_agent.platformio_home.layout import Layout, fixtures_dir, pins
 from aegis_agent.platformio_home.needs import Missing
@@ -34,6 +39,7 @@ __all__ = [
     "install_platform",
     "installed_platforms",
     "is_complete",
+    "is_current",
     "metadata_command",
     "pins",
     "plan_build",

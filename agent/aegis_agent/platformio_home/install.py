@@ -61,11 +61,11 @@ async def install(
     """
     layout = Layout(home)
     wanted = await asyncio.to_thread(_wanted)
-    if is_complete(home) and _read(layout.marker) == wanted:
+    if await asyncio.to_thread(is_current, home):
         return
     await asyncio.to_thread(_make_home, home)
     async with lock(layout):
-        if is_complete(home) and _read(layout.marker) == wanted:
+        if await asyncio.to_thread(is_current, home):
             return  # made by another while this one waited
         log.info("platformio_home.install_started", home=str(home))
         layout.marker.unlink(missing_ok=True)
@@ -83,6 +83,14 @@ def is_complete(home: Path) -> bool:
     """Whether `install` has once finished here and its environment is still there."""
     layout = Layout(home)
     return _read(layout.marker) is not None and layout.python.exists()
+
+
+def is_current(home: Path) -> bool:
+    """Whether it is complete, with what this version of the agent wants to be there."""
+    try:
+        return is_complete(home) and _read(Layout(home).marker) == _wanted()
+    except ToolchainMissing:
+        return False
 
 
 @contextlib.asynccontextmanager

@@ -6,6 +6,7 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+import structlog
 from aegis_protocol.http_api import Toolchain
 from aegis_protocol.model import Wire
 from aegis_protocol.source import SourcePlan
@@ -16,6 +17,8 @@ from aegis_agent.platformio_home import PreflightPlan
 from aegis_agent.sandbox import Mount
 from aegis_agent.toolchains.interpreter import base_prefix
 from aegis_agent.toolchains.kind import BuildPlan, BuildWish, Described, DescribedImage, ReadFile
+
+log = structlog.get_logger()
 
 _CORE: Final = "/core"
 """Where every build finds its core directory: commands have the path in them."""
@@ -51,6 +54,13 @@ class PlatformIO:
         version = self._version()
         if version is None or not platformio_home.is_complete(self._home):
             return None
+        if not platformio_home.is_current(self._home):
+            log.warning(
+                "toolchain.outdated",
+                kind=self.kind,
+                home=str(self._home),
+                remedy="It was installed by another version: run `aegis-agent toolchains install`.",
+            )
         targets = tuple(t for t in platformio_home.targets(self._home) if _TARGET.match(t))
         return Toolchain(kind=self.kind, version=version, targets=targets)
 
