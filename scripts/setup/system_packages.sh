@@ -46,10 +46,16 @@ missing_packages() {
     echo "${missing_names# }"
 }
 
+# is_there PROOF: one of the proofs between |; a file's name may be a pattern.
 is_there() {
     case $1 in
+        *'|'*) is_there "${1%%|*}" || is_there "${1#*|}" ;;
         command:*) command -v "${1#command:}" >/dev/null 2>&1 ;;
-        file:*) [ -e "${1#file:}" ] ;;
+        file:*)
+            # shellcheck disable=SC2086 # the pattern is to be expanded
+            set -- ${1#file:}
+            [ -e "$1" ]
+            ;;
         module:*) python3 -c "import ${1#module:}" >/dev/null 2>&1 ;;
         *)
             say "No such proof: $1"
