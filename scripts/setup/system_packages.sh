@@ -74,11 +74,12 @@ download_packages() {
 }
 
 # apt_get LIMIT_S ARGUMENT...: without questions, waiting up to 300 s for another apt's lock. What a
-# package starts must not inherit our own lock (9).
+# package starts must not inherit our own lock (9). What brings a service (a database, a relay) must
+# not start it here: tests start their own.
 apt_get() {
     apt_limit_s=$1
     shift
-    DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 timeout "$apt_limit_s" \
+    DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 SYSTEMD_OFFLINE=1 timeout "$apt_limit_s" \
         apt-get -qq -y --no-install-recommends \
         -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 -o Acquire::Retries=3 \
         "$@" </dev/null >>"$apt_log" 2>&1 9>&-
