@@ -79,6 +79,13 @@ async def station(kind: Kind) -> AsyncIterator[Station]:
             command = ["node", str(PEERS / "datachannel_peer.js")]
         case Kind.CHROMIUM:
             command = [sys.executable, str(PEERS / "chromium_peer.py")]
+    async with answering(command, environment) as made:
+        yield made
+
+
+@asynccontextmanager
+async def answering(command: list[str], environment: dict[str, str]) -> AsyncIterator[Station]:
+    """A process that answers questions on its standard input; it ends with the block."""
     async with _running(command, environment) as process:
         made = Station(process)
         reading = asyncio.create_task(made.read())
