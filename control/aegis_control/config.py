@@ -27,6 +27,7 @@ from pydantic_settings import (
 )
 
 from aegis_control.log import check_spec
+from aegis_control.rate_limits import check_rate
 
 DEFAULT_PORT: Final = 8470
 DEFAULT_LISTEN: Final = f"127.0.0.1:{DEFAULT_PORT}"
@@ -78,6 +79,12 @@ class ControlConfig(BaseSettings):
     trusted_proxies: Annotated[tuple[Network, ...], NoDecode] = Field(
         default=(), validation_alias="AEGIS_TRUSTED_PROXIES"
     )
+    rate_per_address: str = Field(default="60000/minute", validation_alias="AEGIS_RATE_PER_ADDRESS")
+    """Requests from one address (IPv6: one /64); `off`: no limit."""
+    rate_per_key: str = Field(default="30000/minute", validation_alias="AEGIS_RATE_PER_KEY")
+    """Requests with one key."""
+    rate_failures: str = Field(default="30/minute", validation_alias="AEGIS_RATE_FAILURES")
+    """Wrong keys, tokens and grants from one address; and, apart, links that were not proven."""
     log: str = Field(default="info", validation_alias="AEGIS_LOG")
     grant_secs: int = Field(
         default=MAX_GRANT_LIFE_S, ge=5, le=MAX_GRANT_LIFE_S, validation_alias="AEGIS_GRANT_SECS"
@@ -192,6 +199,12 @@ class ControlConfig(BaseSettings):
     @classmethod
     def _log_spec(cls, value: str) -> str:
         check_spec(value)
+        return value
+
+    @field_validator("rate_per_address", "rate_per_key", "rate_failures")
+    @classmethod
+    def _rates(cls, value: str) -> str:
+        check_rate(value)
         return value
 
     @model_validator(mode="after")

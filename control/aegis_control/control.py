@@ -22,6 +22,7 @@ from aegis_control.link.registry import Links
 from aegis_control.metrics import Metrics
 from aegis_control.placement import Placement
 from aegis_control.presence import Presence
+from aegis_control.rate_limits import RateLimits
 from aegis_control.signaling import Signaling
 from aegis_control.store import jobs
 from aegis_control.store.database import Database
@@ -43,6 +44,7 @@ class Control:
     database: Database
     issuer: Issuer
     keyring: Keyring
+    rates: RateLimits
     enrollment: Enrollment
     hub: Hub
     presence: Presence
@@ -105,6 +107,11 @@ def wire(
     keyring = Keyring(
         database, pepper, mcp_secrets=config.mcp_secrets, agent_secrets=config.agent_secrets
     )
+    rates = RateLimits(
+        per_address=config.rate_per_address,
+        per_key=config.rate_per_key,
+        failures=config.rate_failures,
+    )
     changed = asyncio.Event()
     links = Links(metrics, on_change=changed.set)
     orders = Orders(links)
@@ -128,6 +135,7 @@ def wire(
         database=database,
         issuer=issuer,
         keyring=keyring,
+        rates=rates,
         enrollment=Enrollment(database, keyring, issuer, base_url=base_url),
         hub=hub,
         presence=presence,
@@ -145,6 +153,8 @@ def wire(
             ledger,
             links,
             metrics,
+            rates,
+            proxies=config.trusted_proxies,
             base_url=base_url,
             silence_s=config.link_timeout_s,
             greet_s=config.connect_timeout_s,

@@ -27,6 +27,9 @@ from aegis_control.store.database import Database
 _KEY: Final = re.compile(r"^aegis_sk_([a-z2-7]{8,32})_([a-z2-7]{40,80})$")
 _NO_DIGEST: Final = b"\0" * 32
 
+UNKNOWN: Final = "unknown"
+"""The `reason` of a key that is nobody's, and may be a guess."""
+
 
 class Keyring:
     """mcp_secrets, agent_secrets: the shared secrets that count, newest first."""
@@ -50,17 +53,22 @@ class Keyring:
             return Identity(MCP, Role.FLASHER)
         match = _KEY.match(presented)
         if match is None:
-            raise KeyWrong("the key is not one of ours")
+            raise KeyWrong("the key is not one of ours", reason=UNKNOWN)
         async with self._database.read() as conn:
             record = await keys.get(conn, match[1])
         digest = record.digest if record is not None else _NO_DIGEST
         genuine = hmac.compare_digest(digest, self._digest("key", match[2]))
         if record is None or not genuine:
-            raise KeyWrong("the key is not one of ours", key_id=match[1])
+            raise KeyWrong("the key is not one of ours", key_id=match[1], reason=UNKNOWN)
         if record.revoked_at is not None:
-            raise KeyWrong("the key was revoked", key_id=record.id)
+            raise KeyWrong("the key was revoked", key_id=record.id, reason="revoked")
         if record.expires_at is not None and record.expires_at <= time.time():
-            raise KeyWrong("the key has expired", key_id=record.id, expires_at=record.expires_at)
+            raise KeyWrong(
+                "the key has expired",
+                key_id=record.id,
+                reason="expired",
+                expires_at=record.expires_at,
+            )
         return Identity(record.id, record.role, dict(record.limits), record.expires_at)
 
     async def make_key(

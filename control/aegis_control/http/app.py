@@ -10,11 +10,15 @@ from typing import Final
 
 import structlog
 from aegis_protocol.errors import AegisError, ErrorBody, ErrorReply
+from aegis_protocol.failures.grant import GrantInvalid
 from aegis_protocol.failures.http import (
     BadRequest,
+    EnrollRefused,
+    KeyWrong,
     MethodNotAllowed,
     NotFound,
     OriginRefused,
+    RateLimited,
     TooLarge,
     Unavailable,
 )
@@ -30,6 +34,7 @@ from aegis_control.http.cors import Origins
 from aegis_control.http.route import Call, Reply, Route
 from aegis_control.http.statuses import RETRY_AFTER_S, status_of
 from aegis_control.identity import Identity
+from aegis_control.keyring import UNKNOWN
 from aegis_control.log import get_logger
 
 log = get_logger("http")
@@ -38,6 +43,7 @@ MAX_BODY_BYTES: Final = 65_536
 
 _ROUTE: Final = web.RequestKey("aegis_route", str)
 _REQUEST_ID: Final = web.RequestKey("aegis_request_id", str)
+_ADDRESS: Final = web.RequestKey("aegis_address", str)
 
 Serve = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Door = Callable[[web.Request], Identity]
@@ -88,16 +94,18 @@ async def _answered(
     control: Control, route: Route, request: web.Request, door: Door | None
 ) -> Reply | web.StreamResponse:
     call = await _call(control, route, request, door)
-    source = remote_address(request, control.config.trusted_proxies) or None
-    with acting(None if call.caller is None else call.caller.id, source):
+    with acting(None if call.caller is None else call.caller.id, request[_ADDRESS] or None):
         return await route.endpoint(control, call)
 
 
 async def _call(control: Control, route: Route, request: web.Request, door: Door | None) -> Call:
     identity = None if door is None else door(request)
+    if door is None and (route.role is not None or route.proves):
+        control.rates.before_secret(request[_ADDRESS])
     if identity is None and route.role is not None:
         identity = await control.keyring.identify(presented_key(request))
         structlog.contextvars.bind_contextvars(identity=identity.id)
+        control.rates.count_key(identity.id)
     if identity is not None and route.role is not None:
         identity.require(route.role)
     body = None if route.takes is None else await _body(request, route.takes)
@@ -131,6 +139,7 @@ def _around(control: Control, origins: Origins) -> Callable[..., Awaitable[web.S
         """Give the request an id, check its origin, turn every error into an answer, count it."""
         request_id = new_id()
         request[_REQUEST_ID] = request_id
+        request[_ADDRESS] = remote_address(request, control.config.trusted_proxies)
         began = time.monotonic()
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
@@ -157,6 +166,8 @@ async def _guarded(
     control: Control, origins: Origins, request: web.Request, serve: Serve
 ) -> web.StreamResponse:
     try:
+        if request.remote and request.path not in _UNCOUNTED:
+            control.rates.admit(request[_ADDRESS])
         if request.method == hdrs.METH_OPTIONS:
             return origins.preflight(request)
         if request.path != "/agents/link":
@@ -189,8 +200,13 @@ async def _guarded(
 def _refused(control: Control, request: web.Request, error: AegisError) -> web.Response:
     status = status_of(error.code)
     control.metrics.refusals.labels(code=error.code).inc()
+    if _is_guess(error):
+        control.rates.failed(request[_ADDRESS])
     noun = "origin" if error.code == OriginRefused.code else _NOUNS.get(request.get(_ROUTE, ""))
-    report = log.warning if status in _SUSPICIOUS else log.info
+    if "scope" in error.facts and error.code == RateLimited.code:
+        report = log.debug  # a flood must not fill the log: `rate.exceeded` says it once a minute
+    else:
+        report = log.warning if status in _SUSPICIOUS else log.info
     report(
         f"{noun or 'request'}.refused",
         code=error.code,
@@ -198,11 +214,14 @@ def _refused(control: Control, request: web.Request, error: AegisError) -> web.R
         method=request.method,
         path=request.path,
         status=int(status),
-        remote=remote_address(request, control.config.trusted_proxies),
+        remote=request[_ADDRESS],
         facts=error.facts,
     )
     return _error(error.body(), status)
 
+
+_UNCOUNTED: Final = frozenset({"/health", "/agents/link"})
+"""A balancer that asks for health must not be refused; links have limits of their own."""
 
 _SUSPICIOUS: Final = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 
@@ -213,6 +232,17 @@ _NOUNS: Final = {
     "/signaling/{job_id}/candidate": "candidate",
 }
 """What is refused at a route, for the log."""
+
+
+def _is_guess(error: AegisError) -> bool:
+    """Whether a secret came that is nobody's. One that was revoked or is over is no guess."""
+    match error:
+        case KeyWrong():
+            return error.facts.get("reason") == UNKNOWN
+        case EnrollRefused() | GrantInvalid():
+            return True
+        case _:
+            return False
 
 
 def _error(body: ErrorBody, status: HTTPStatus) -> web.Response:

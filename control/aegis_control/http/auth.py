@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Sequence
+from typing import Final
 
 from aegis_protocol.failures.http import KeyMissing, KeysDiffer
 from aiohttp import web
 
 from aegis_control.config import Network
+
+_HOP: Final = re.compile(r"^(?:\[(?P<v6>[0-9a-fA-F:.]+)\]|(?P<v4>[0-9.]+))(?::\d{1,5})?$")
 
 
 def presented_key(request: web.Request) -> str:
@@ -38,17 +42,31 @@ def presented_grant(request: web.Request) -> str | None:
 
 def remote_address(request: web.Request, proxies: Sequence[Network]) -> str:
     """
-    The caller's address for the log.
+    The caller's address, for the log and for limits.
 
     `X-Forwarded-For` counts as far as trusted proxies wrote it: read from the right, the first
-    address that is no trusted proxy.
+    address that is no trusted proxy. What is no address (`unknown`) ends it: then the proxy that
+    wrote it is all that is known.
     """
     address = request.remote or ""
     forwarded = ",".join(request.headers.getall("X-Forwarded-For", []))
     hops = [hop.strip() for hop in forwarded.split(",") if hop.strip()]
     while hops and _within(address, proxies):
-        address = hops.pop()[:64]
+        before = _without_port(hops.pop())
+        if before is None:
+            break
+        address = before
     return address
+
+
+def _without_port(hop: str) -> str | None:
+    """The address of a hop, which some proxies write with its port; None when it is none."""
+    match = _HOP.match(hop)
+    address = hop if match is None else match["v6"] or match["v4"]
+    try:
+        return str(ipaddress.ip_address(address))
+    except ValueError:
+        return None
 
 
 def _bearer(header: str) -> str:

@@ -73,6 +73,7 @@ class Route:
     queries  what the query string may have
     gives    the model of the body by status; None: no body, or no JSON
     local    also on the socket in the state directory
+    proves   takes another secret than a key: a grant, or an enrolment token
     streams  lives as long as both sides want; no deadline
     """
 
@@ -85,4 +86,5 @@ class Route:
     takes: type[BaseModel] | None = None
     queries: tuple[Query, ...] = ()
     local: bool = False
+    proves: bool = False
     streams: bool = False

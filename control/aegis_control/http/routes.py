@@ -121,6 +121,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "Send an offer to the job's agent; the grant is the Bearer token.",
         role=None,
         takes=OfferRequest,
+        proves=True,
         gives={_ACCEPTED: OfferReply},
     ),
     Route(
@@ -130,6 +131,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "Send an ICE candidate to the job's agent, by the grant or the owner's key.",
         role=None,
         takes=IceCandidate,
+        proves=True,
         gives={_EMPTY: None},
     ),
     Route(
@@ -194,6 +196,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         "Join with a token: a public key in, an agent id and the issuer's keys out.",
         role=None,
         takes=EnrollRequest,
+        proves=True,
         gives={_OK: EnrollReply},
     ),
     Route(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import Counter
+from collections.abc import Sequence
 from typing import Final
 
 from aegis_protocol import PROTOCOL_VERSION
@@ -20,12 +22,20 @@ from aegis_protocol.control_link import (
 from aegis_protocol.errors import AegisError
 from aegis_protocol.events import Closed, State
 from aegis_protocol.failures.agent import AgentGone
-from aegis_protocol.failures.http import BadRequest, OriginRefused, RateLimited, Unavailable
+from aegis_protocol.failures.http import (
+    BadRequest,
+    LinkRefused,
+    OriginRefused,
+    RateLimited,
+    Unavailable,
+)
 from aiohttp import WSMsgType, web
 from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError
 
 from aegis_control.acting import acting
+from aegis_control.config import Network
+from aegis_control.http.auth import remote_address
 from aegis_control.issuer import Issuer
 from aegis_control.jobs import Jobs
 from aegis_control.link.frames import Frames
@@ -34,6 +44,7 @@ from aegis_control.link.link import Link
 from aegis_control.link.registry import Links
 from aegis_control.log import get_logger
 from aegis_control.metrics import Metrics
+from aegis_control.rate_limits import RateLimits, network_of
 from aegis_control.store import jobs
 from aegis_control.store.agents import AgentRecord
 from aegis_control.store.database import Database
@@ -43,11 +54,13 @@ log = get_logger("link")
 
 _CLOSE_S: Final = 2.0
 _MAX_GREETING: Final = 128
-"""How many sockets may be between challenge and hello at once."""
+_MAX_GREETING_EACH: Final = 64
+"""How many sockets may be between challenge and hello at once, in all and of one address."""
 
 
 class LinkEndpoint:
     """
+    proxies    networks whose forwarded addresses count
     base_url   what agents must call this control
     silence_s  a link without a frame for so long is down
     greet_s    the time from challenge to hello
@@ -60,7 +73,9 @@ class LinkEndpoint:
         ledger: Jobs,
         links: Links,
         metrics: Metrics,
+        rates: RateLimits,
         *,
+        proxies: Sequence[Network],
         base_url: str,
         silence_s: float,
         greet_s: float,
@@ -70,12 +85,14 @@ class LinkEndpoint:
         self._ledger = ledger
         self._links = links
         self._metrics = metrics
+        self._rates = rates
+        self._proxies = proxies
         self._frames = Frames(ledger, links)
         self._base_url = base_url
         self._silence_s = silence_s
         self._ping_s = silence_s / 3
         self._greet_s = greet_s
-        self._greeting = 0
+        self._greeting: Counter[str] = Counter()
         self._closing = asyncio.Event()
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
@@ -86,7 +103,10 @@ class LinkEndpoint:
             )
         if self._closing.is_set():
             raise Unavailable("control is stopping")
-        if self._greeting >= _MAX_GREETING:
+        address = remote_address(request, self._proxies)
+        self._rates.before_link(address)
+        caller = network_of(address)
+        if self._greeting.total() >= _MAX_GREETING or self._greeting[caller] >= _MAX_GREETING_EACH:
             raise RateLimited("too many links are being opened", retry_after_s=1)
         socket = web.WebSocketResponse(
             timeout=_CLOSE_S, compress=False, max_msg_size=MAX_FRAME_BYTES
@@ -118,7 +138,8 @@ class LinkEndpoint:
     async def _greet(self, socket: web.WebSocketResponse, request: web.Request) -> Link | None:
         """Exchange challenge, hello and welcome; None when the agent left in between."""
         nonce = secrets.token_urlsafe(32)
-        self._greeting += 1
+        caller = network_of(remote_address(request, self._proxies))
+        self._greeting[caller] += 1
         try:
             async with asyncio.timeout(self._greet_s):
                 challenge = Challenge(nonce=nonce, base_url=self._base_url)
@@ -129,7 +150,9 @@ class LinkEndpoint:
         except ConnectionError:
             return None
         finally:
-            self._greeting -= 1
+            self._greeting[caller] -= 1
+            if not self._greeting[caller]:
+                del self._greeting[caller]
         if hello is None:
             return None
         if not isinstance(hello, Hello):
@@ -169,6 +192,7 @@ class LinkEndpoint:
             await socket.send_str(welcome.model_dump_json())
         except ConnectionError:
             return None
+        self._rates.link_proven(remote_address(request, self._proxies))
         self._links.add(link)
         log.info("agent.connected", agent_id=link.agent_id, name=link.name, epoch=epoch)
         return link
@@ -255,11 +279,14 @@ class LinkEndpoint:
     async def _refuse(
         self, socket: web.WebSocketResponse, error: AegisError, request: web.Request
     ) -> None:
+        address = remote_address(request, self._proxies)
+        if isinstance(error, LinkRefused | BadRequest):
+            self._rates.link_failed(address)
         log.warning(
             "link.refused",
             code=error.code,
             detail=error.message,
-            remote=request.remote,
+            remote=address,
             **error.facts,
         )
         try:
