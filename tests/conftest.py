@@ -86,7 +86,7 @@ def no_process_is_left() -> Iterator[None]:
     """Every child that a test started has ended with it; a survivor is killed and named."""
     before = {child.pid for child in _children()}
     yield
-    started = [child for child in _children() if child.pid not in before]
+    started = [child for child in _children() if not _stems_from(child, before)]
     _, alive = psutil.wait_procs(started, timeout=_LEFT_BEHIND_S)
     names = []
     for child in alive:
@@ -117,6 +117,14 @@ def _children() -> list[psutil.Process]:
     ours = _pid_namespace(os.getpid())
     descendants = psutil.Process().children(recursive=True)
     return [child for child in descendants if _pid_namespace(child.pid) in (ours, None)]
+
+
+def _stems_from(child: psutil.Process, before: set[int]) -> bool:
+    """Tell whether a process is one of `before` or a child of one: a server's are its own."""
+    try:
+        return any(process.pid in before for process in (child, *child.parents()))
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _pid_namespace(pid: int) -> str | None:

@@ -204,6 +204,7 @@ async def test_a_peer_that_joins_while_the_job_ends_is_refused_and_left_nowhere(
 
 async def test_a_revoked_grant_closes_its_connection_alone(agent: RunningAgent) -> None:
     async with agent.peer() as first, agent.peer(first.job_id) as second:
+        await second.hello()
         agent.control.send(JobRevoke(job_id=first.job_id, jti=second.claims.jti, reason="key gone"))
         async with asyncio.timeout(1):
             why = await second.closing()

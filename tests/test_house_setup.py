@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from house import as_nobody, copy_clone, give_to_nobody, path_with_only, run
+from house import ROOT, as_nobody, copy_clone, give_to_nobody, path_with_only, run
 
 # What a Debian has before anything is installed, as far as set-up uses it.
 MINIMAL = [
@@ -55,6 +55,24 @@ def test_the_tests_need_more_than_the_demo(clone: Path, tmp: Path) -> None:
     test = run([*argv, "test"], cwd=clone, env={"PATH": path}).stderr
     assert "shellcheck" in test
     assert "shellcheck" not in demo
+
+
+@pytest.mark.parametrize(
+    ("proof", "there"),
+    [
+        ("command:no-such|file:{tmp}/*/bin/initdb", True),
+        ("command:sh|file:/no/such", True),
+        ("command:no-such|file:{tmp}/*/sbin/initdb", False),
+        ("file:{tmp}/15/bin/initdb", True),
+    ],
+)
+def test_a_package_may_be_proven_in_one_of_several_ways(tmp: Path, proof: str, there: bool) -> None:
+    (tmp / "15/bin").mkdir(parents=True)
+    (tmp / "15/bin/initdb").touch()
+    text = '. "$0"; is_there "$1"'
+    script = str(ROOT / "scripts/setup/system_packages.sh")
+    done = run(["/bin/sh", "-c", text, script, proof.format(tmp=tmp)], cwd=tmp)
+    assert (done.returncode == 0) is there, done.stderr
 
 
 def test_a_python_that_is_too_old_is_named_with_the_way_to_choose_another(

@@ -66,8 +66,12 @@ class End:
 
 
 @asynccontextmanager
-async def wired() -> AsyncIterator[tuple[End, End]]:
-    """Two established associations; the second notes every message it receives."""
+async def wired(*, agreed: bool = False) -> AsyncIterator[tuple[End, End]]:
+    """
+    Two established associations; the second notes every message it receives.
+
+    agreed  each knew the other's INIT beforehand
+    """
     ends = []
     for role in ("client", "server"):
         wire = Wire(role)
@@ -75,6 +79,9 @@ async def wired() -> AsyncIterator[tuple[End, End]]:
     near, far = ends
     near.wire.far, far.wire.far = far.wire, near.wire
     far.listen()
+    if agreed:
+        for one, other in ((near, far), (far, near)):
+            assert one.association.agree(other.association.early_init)
     pumps = [asyncio.create_task(end.wire.pump(end.association)) for end in ends]
     try:
         for end in ends:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
+from aegis_protocol.env_file import EnvLineWrong, env_values
 from pydantic import ValidationError
 
 from aegis_control.config import ConfigInvalid, ControlConfig
-
-_NAME: Final = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 
 
 @dataclass(frozen=True)
@@ -78,9 +76,8 @@ def read_env_file(path: Path) -> dict[str, str]:
     """
     Return the `NAME=value` lines of `path`; nothing when the file is not there.
 
-    Blank lines and lines that begin with # are skipped; one pair of quotes around a value is taken
-    off, as systemd does. Raises ConfigInvalid with the line's number, never with its text, and
-    PermissionError when the file is not for this user.
+    Raises ConfigInvalid, which names a wrong line by its number, and PermissionError when the file
+    is not for this user.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -91,19 +88,10 @@ def read_env_file(path: Path) -> dict[str, str]:
     except (OSError, UnicodeDecodeError) as exc:
         why = exc.strerror if isinstance(exc, OSError) else "not UTF-8"
         raise ConfigInvalid(f"{path} can't be read: {why}", path=str(path)) from exc
-    values: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        stripped = line.strip()
-        if not stripped or stripped.startswith("#"):
-            continue
-        name, sign, value = stripped.partition("=")
-        if not sign or not _NAME.match(name.strip()):
-            raise ConfigInvalid(f"{path}, line {number}: not NAME=value", path=str(path))
-        value = value.strip()
-        if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
-            value = value[1:-1]
-        values[name.strip()] = value
-    return values
+    try:
+        return env_values(text)
+    except EnvLineWrong as exc:
+        raise ConfigInvalid(f"{path}, {exc}", path=str(path)) from exc
 
 
 def _invalid(exc: ValidationError, origins: Mapping[str, str]) -> ConfigInvalid:

@@ -79,6 +79,15 @@ class Association(RTCSctpTransport):
         """The smoothed round-trip time; None before the first data was acknowledged."""
         return self._srtt
 
+    @property
+    def early_init(self) -> str:
+        """What a description says so that SCTP's set-up is done with it; empty: aiortc can't."""
+        return ""
+
+    def agree(self, peer_init: str) -> bool:
+        """Do without SCTP's set-up if the peer's description says how; tell whether it does."""
+        return False
+
     async def knock(self) -> None:
         """Ask the peer's transport for a sign of life (RFC 9260 section 8.3)."""
         chunk = HeartbeatChunk()
@@ -126,6 +135,13 @@ class FastAssociation(Association, FastSctp):
     @property
     def broken_by(self) -> Breach | None:
         return self.breach
+
+    @property
+    def early_init(self) -> str:
+        return super(Association, self).early_init
+
+    def agree(self, peer_init: str) -> bool:
+        return super(Association, self).agree(peer_init)
 
     async def take_packets(self, batch: Sequence[bytes]) -> None:
         self.heard_at = self._clock()

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import structlog
-from aegis_protocol.channels import SEND_QUEUE_CAP_BYTES, ChannelName
+from aegis_protocol.channels import SEND_QUEUE_CAP_BYTES, STREAM_IDS, ChannelName
 from aegis_protocol.errors import AegisError
 from aegis_protocol.failures.link import (
     ChannelNotGranted,
@@ -141,7 +141,12 @@ class PeerLink:
             send_queue_bytes=send_queue_bytes,
         )
         async with link._living():
-            link.offer_sdp = link._transport.describe("offer", dtls_role="auto", mid="0")
+            link.offer_sdp = link._transport.describe(
+                "offer",
+                dtls_role="auto",
+                mid="0",
+                channels={name: STREAM_IDS[name] for name in link._channels},
+            )
             yield link
 
     @classmethod
@@ -184,7 +189,10 @@ class PeerLink:
         )
         async with link._living():
             role: DtlsRole = "server" if remote.dtls_role == "client" else "client"
-            link.answer_sdp = link._transport.describe("answer", dtls_role=role, mid=remote.mid)
+            link._transport.agree(remote)
+            link.answer_sdp = link._transport.describe(
+                "answer", dtls_role=role, mid=remote.mid, channels=link._agreed(remote)
+            )
             link._connect(remote, role)
             yield link
 
@@ -200,6 +208,7 @@ class PeerLink:
             raise SdpInvalid("An answer says who begins: `a=setup` is active or passive.")
         if self.state is not LinkState.NEW:
             raise SdpInvalid(f"An answer came while the link was {self.state}.")
+        self._transport.agree(remote)
         self._connect(remote, "server" if remote.dtls_role == "client" else "client")
 
     def add_remote_candidate(
@@ -302,10 +311,19 @@ class PeerLink:
     def _connect(self, remote: RemoteDescription, role: DtlsRole) -> None:
         self.remote_fingerprint = remote.fingerprint
         self._move(LinkState.CONNECTING)
-        if self._offering:
-            for name, channel in self._channels.items():
-                channel.attach(self._transport.open_channel(name))
+        agreed = self._agreed(remote)
+        for name, channel in self._channels.items():
+            if self._offering or name in agreed:
+                channel.attach(self._transport.open_channel(name, agreed.get(name)))
         self._tasks.start(self._live(remote, role), "link life")
+
+    def _agreed(self, remote: RemoteDescription) -> dict[ChannelName, int]:
+        """The channels whose streams are known without a word about them on the connection."""
+        return {
+            name: STREAM_IDS[name]
+            for name in self._channels
+            if remote.channels.get(name) == STREAM_IDS[name]
+        }
 
     async def _live(self, remote: RemoteDescription, role: DtlsRole) -> None:
         try:

@@ -7,11 +7,13 @@ three fingerprints of different hashes, which is why it is not used.
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
-from aegis_protocol.channels import MAX_MESSAGE_BYTES
+from aegis_protocol.channels import MAX_MESSAGE_BYTES, ChannelName
 from aegis_protocol.failures.link import SdpInvalid
 from aegis_protocol.fingerprint import Fingerprint, check_sdp
 from aiortc import RTCIceCandidate, RTCIceGatherer
@@ -26,8 +28,12 @@ from aiortc.sdp import (
 )
 
 MAX_REMOTE_CANDIDATES: Final = 32
+MAX_REMOTE_CHANNELS: Final = 16
+
 _SCTP_PORT: Final = 5000
 _DISCARD_PORT: Final = 9
+_AGREED: Final = re.compile(r'a=dcmap:(?P<id>\d{1,4}) label="(?P<label>[a-z]{1,40})"')
+_INIT: Final = re.compile(r"a=sctp-init:(?P<chunk>[A-Za-z0-9+/=]{1,1024})")
 
 DtlsRole: TypeAlias = Literal["auto", "client", "server"]
 """Who begins the DTLS handshake: `client` does; an offer leaves it to the answer (`auto`)."""
@@ -41,6 +47,10 @@ class RemoteDescription:
     candidates  usable ones: UDP, an address instead of an mDNS name, at most 32
     complete    no further candidate will come and none was left out, so that a failure of all
                 of them is final
+    channels    which channel shall be which SCTP stream, by label (RFC 8864): an offer proposes,
+                the answer repeats what it takes. Those with further properties are left out
+    sctp_init   the INIT chunk in base64 as it stands there, which saves its round trips; empty
+                where the peer wants SCTP's own set-up
     """
 
     fingerprint: Fingerprint
@@ -51,6 +61,8 @@ class RemoteDescription:
     sctp_port: int
     max_message_bytes: int
     mid: str
+    channels: Mapping[str, int]
+    sctp_init: str
 
 
 def read_description(sdp: str) -> RemoteDescription:
@@ -84,6 +96,8 @@ def read_description(sdp: str) -> RemoteDescription:
         sctp_port=port,
         max_message_bytes=announced,
         mid=media.rtp.muxId or "0",
+        channels=_agreed(kept),
+        sctp_init=_init(kept),
     )
 
 
@@ -111,8 +125,14 @@ def write_description(
     *,
     dtls_role: DtlsRole,
     mid: str,
+    channels: Mapping[ChannelName, int],
+    sctp_init: str,
 ) -> str:
-    """Write an offer or an answer with every candidate that `gatherer` found."""
+    """
+    Write an offer or an answer with every candidate that `gatherer` found.
+
+    channels, sctp_init  as in RemoteDescription
+    """
     media = MediaDescription("application", _DISCARD_PORT, "UDP/DTLS/SCTP", ["webrtc-datachannel"])
     media.host = "0.0.0.0"  # noqa: S104 - RFC 8839 section 4.3: no default candidate
     media.sctp_port = _SCTP_PORT
@@ -130,7 +150,23 @@ def write_description(
     session.type = kind
     session.group = [GroupDescription("BUNDLE", [mid])]
     session.media = [media]
-    return str(session)
+    own = [f'a=dcmap:{stream_id} label="{label}"' for label, stream_id in channels.items()]
+    own += [f"a=sctp-init:{sctp_init}"] if sctp_init else []
+    return str(session) + "".join(f"{line}\r\n" for line in own)
+
+
+def _agreed(lines: list[str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for line in lines:
+        match = _AGREED.fullmatch(line)
+        if match and len(found) < MAX_REMOTE_CHANNELS and int(match["id"]) not in found.values():
+            found.setdefault(match["label"], int(match["id"]))
+    return found
+
+
+def _init(lines: list[str]) -> str:
+    matches = (_INIT.fullmatch(line) for line in lines)
+    return next((match["chunk"] for match in matches if match), "")
 
 
 def _role(role: str) -> DtlsRole:

@@ -6,12 +6,13 @@ carries messages. This file puts aiortc's three transports together and takes th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Final, Literal
 
 import structlog
+from aegis_protocol.channels import ChannelName
 from aegis_protocol.errors import JsonFact
 from aegis_protocol.failures.link import (
     HandshakeFailed,
@@ -71,6 +72,7 @@ class Transport:
         self.relay_unavailable: RelayUnavailable | None = None
         self.ended = asyncio.Event()
         """Set when the connection is over, for whatever reason: `why_ended` tells."""
+        self._agreed = False
         self._servers = servers
         self._relay_only = relay_only
         self._certificate = certificate
@@ -117,15 +119,38 @@ class Transport:
         if not kinds:
             raise NoCandidates("This machine has a loopback address only.")
 
-    def describe(self, kind: Literal["offer", "answer"], *, dtls_role: DtlsRole, mid: str) -> str:
-        """Return this side's description; `gather` first."""
+    def describe(
+        self,
+        kind: Literal["offer", "answer"],
+        *,
+        dtls_role: DtlsRole,
+        mid: str,
+        channels: Mapping[ChannelName, int],
+    ) -> str:
+        """Return this side's description; `gather` first, and for an answer `agree`."""
         return write_description(
-            kind, self._gatherer, self._certificate.fingerprint, dtls_role=dtls_role, mid=mid
+            kind,
+            self._gatherer,
+            self._certificate.fingerprint,
+            dtls_role=dtls_role,
+            mid=mid,
+            channels=channels,
+            sctp_init=self.association.early_init if kind == "offer" or self._agreed else "",
         )
 
-    def open_channel(self, label: str) -> RTCDataChannel:
-        """Announce a channel to the peer, now or as soon as it is there."""
-        return RTCDataChannel(self.association, RTCDataChannelParameters(label=label))
+    def agree(self, remote: RemoteDescription) -> None:
+        """Take what the peer's description says about SCTP's set-up; before `connect`."""
+        self._agreed = self.association.agree(remote.sctp_init)
+
+    def open_channel(self, label: str, stream_id: int | None = None) -> RTCDataChannel:
+        """
+        Open a channel, now or as soon as the peer is there: on the stream that both descriptions
+        name, or, without one, by announcing it to the peer.
+        """
+        return RTCDataChannel(
+            self.association,
+            RTCDataChannelParameters(label=label, negotiated=stream_id is not None, id=stream_id),
+        )
 
     async def add_candidate(self, candidate: RTCIceCandidate | None) -> None:
         """Give ICE one more address of the peer, or None: there will be no more."""

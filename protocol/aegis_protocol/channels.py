@@ -1,6 +1,8 @@
 """The five data channels between a client and an agent, and the sizes that hold on all of them."""
 
+from collections.abc import Mapping
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Final
 
 
@@ -13,6 +15,18 @@ class ChannelName(StrEnum):
     FIRMWARE = "firmware"  # artifacts, as transfer frames
     SERIAL = "serial"  # a board's console, as stream frames
 
+
+STREAM_IDS: Final[Mapping[ChannelName, int]] = MappingProxyType(
+    {
+        ChannelName.ESPCTL: 0,
+        ChannelName.SOURCE: 2,
+        ChannelName.PTY: 4,
+        ChannelName.FIRMWARE: 6,
+        ChannelName.SERIAL: 8,
+    }
+)
+"""The SCTP stream of a channel that both descriptions agree on. Even: a client opens in band with
+odd ones, since the agent is the DTLS client and itself opens none (RFC 8832 section 6)."""
 
 SEND_QUEUE_CAP_BYTES: Final = 131_072
 """`bufferedAmount`, summed over the channels of one connection, never exceeds this."""

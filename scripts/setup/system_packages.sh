@@ -46,10 +46,16 @@ missing_packages() {
     echo "${missing_names# }"
 }
 
+# is_there PROOF: one of the proofs between |; a file's name may be a pattern.
 is_there() {
     case $1 in
+        *'|'*) is_there "${1%%|*}" || is_there "${1#*|}" ;;
         command:*) command -v "${1#command:}" >/dev/null 2>&1 ;;
-        file:*) [ -e "${1#file:}" ] ;;
+        file:*)
+            # shellcheck disable=SC2086 # the pattern is to be expanded
+            set -- ${1#file:}
+            [ -e "$1" ]
+            ;;
         module:*) python3 -c "import ${1#module:}" >/dev/null 2>&1 ;;
         *)
             say "No such proof: $1"
@@ -68,11 +74,12 @@ download_packages() {
 }
 
 # apt_get LIMIT_S ARGUMENT...: without questions, waiting up to 300 s for another apt's lock. What a
-# package starts must not inherit our own lock (9).
+# package starts must not inherit our own lock (9). What brings a service (a database, a relay) must
+# not start it here: tests start their own.
 apt_get() {
     apt_limit_s=$1
     shift
-    DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 timeout "$apt_limit_s" \
+    DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 SYSTEMD_OFFLINE=1 timeout "$apt_limit_s" \
         apt-get -qq -y --no-install-recommends \
         -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 -o Acquire::Retries=3 \
         "$@" </dev/null >>"$apt_log" 2>&1 9>&-

@@ -6,6 +6,7 @@ A faster way through DTLS and SCTP, as subclasses of aiortc's own transports, on
     record_layer     many packets into DTLS records and back
     dtls             RTCDtlsTransport with both
     packets          SCTP packets as bytes
+    early_setup      the association agreed on before the first packet
     congestion       how much may be on its way
     gap_blocks       which TSNs arrived, as ranges
     inbound_stream   fragments to messages
