@@ -30,6 +30,7 @@ from aegis_protocol.control_link import (
     Ping,
     Pong,
     Refused,
+    Standing,
     ToAgent,
     ToControl,
     Welcome,
@@ -70,6 +71,7 @@ class ControlPlane:
         self.kid = "kid-1"
         self.issuer_keys: tuple[IssuerKey, ...] = (issuer_key(self.key, self.kid),)
         self.over_jobs: tuple[str, ...] = ()
+        self.standing = Standing()
         self.refusal: AegisError | None = None
         self.silence_secs = 15.0
         self.clock_ahead_s = 0.0
@@ -204,6 +206,7 @@ class ControlPlane:
             ping_secs=5,
             silence_secs=self.silence_secs,
             over_jobs=self.over_jobs,
+            standing=self.standing,
         )
         await socket.send_str(welcome.model_dump_json())
         self.hellos.append(hello)

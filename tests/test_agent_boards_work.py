@@ -26,6 +26,7 @@ from aegis_agent.intake import Intake
 from aegis_agent.jobs import Job, JobTable
 from aegis_agent.ledger import Ledger
 from aegis_agent.owned_tasks import OwnedTasks
+from aegis_agent.quarantine import Quarantine
 from aegis_agent.results import ResultStore
 from aegis_agent.sandbox import Sandbox
 from aegis_agent.services import Services
@@ -178,6 +179,7 @@ async def rig_of(
             silence_s=60,
         ),
         boards=registry,
+        quarantine=Quarantine(state / "quarantine.json", Intake(lambda: None)),
         incoming=state / "incoming",
         background=background,
         tell_control=tell_control,

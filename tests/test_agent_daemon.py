@@ -306,7 +306,7 @@ async def test_without_control_connections_end_and_builds_do_not(
             await again.hello()
 
 
-async def test_a_drain_by_control_ends_the_agent_with_its_last_job(
+async def test_a_drained_agent_lets_its_job_finish_and_waits_for_orders(
     control: ControlPlane, tmp: Path
 ) -> None:
     async with an_agent(control, tmp, linger_secs=0.1) as agent:
@@ -315,9 +315,12 @@ async def test_a_drain_by_control_ends_the_agent_with_its_last_job(
             assert (await control.heard(Status)).draining
             assert (await rejection(agent)).error.code == "agent.busy"
             await peer.hello()
-        async with asyncio.timeout(10):
-            await agent.task
         assert (await agent.moved(peer.job_id)).state is JobState.SUCCEEDED
+        await until(agent.daemon.jobs.idle)
+        control.send(Resume())
+        await control.heard(Status, lambda s: not s.draining)
+        async with agent.peer() as again:
+            await again.hello()
 
 
 async def test_a_drain_may_be_taken_back_while_something_runs(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections import OrderedDict
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -14,7 +13,7 @@ import structlog
 from aegis_links.file_receiver import partial_path
 from aegis_links.spool import Spool
 from aegis_links.transfers import TransferPort
-from aegis_protocol.control_link import Facts, ToControl
+from aegis_protocol.control_link import Facts
 from aegis_protocol.errors import AegisError
 from aegis_protocol.failures.grant import ActionNotGranted
 from aegis_protocol.failures.http import BadRequest, TargetNotAllowed
@@ -44,6 +43,7 @@ from aegis_agent.source import PlannedSource, SourceStore
 
 if TYPE_CHECKING:
     from aegis_agent.job import Job
+    from aegis_agent.services import Services
     from aegis_agent.session import PeerSession
     from aegis_agent.tasks import Task
 
@@ -156,12 +156,16 @@ async def start(session: PeerSession, plans: Plans, wish: BuildStartParams) -> B
             timeout_s=max(job.remaining_s(), float(services.config.max_job_secs)),
             agent_id=services.identity.agent_id,
         )
-        build = await services.builder.prepare(request)
+        try:
+            build = await services.builder.prepare(request)
+        except Exception as exc:
+            services.quarantine.noted(exc)
+            raise
         job.check_open()  # before there is a folder that nobody would remove
         spool = Spool(job.folder / request.task_id, capacity_bytes=services.config.spool_bytes)
         task = job.new_task("build", spool=spool, task_id=request.task_id)
         task.writer, task.type, task.resize = session, build.type, build.resize
-        job.run(task, _build(job, task, spool, build, services.tell_control))
+        job.run(task, _build(job, task, spool, build, services))
     assert task.stream is not None
     return BuildStartResult(
         task_id=task.task_id,
@@ -178,21 +182,25 @@ def source_port(session: PeerSession) -> TransferPort:
     return session.source
 
 
-async def _build(
-    job: Job, task: Task, spool: Spool, build: Build, tell_control: Callable[[ToControl], bool]
-) -> None:
+async def _build(job: Job, task: Task, spool: Spool, build: Build, services: Services) -> None:
     task.start()
     try:
         outcome = await build.run(spool, partial(job.tell_progress, task))
     except AegisError as exc:
+        services.quarantine.noted(exc)
         task.fail(exc)
         return
+    except Exception as exc:
+        services.quarantine.noted(exc)
+        raise
+    services.quarantine.noted(outcome.error)
     if outcome.error is not None:
         task.fail(outcome.error, build=outcome.result)
         return
     task.succeed(build=outcome.result)
     digests = {artifact.name: artifact.sha256 for artifact in outcome.result.artifacts}
-    tell_control(Facts(job_id=job.job_id, facts={"task_id": task.task_id, "artifacts": digests}))
+    facts = {"task_id": task.task_id, "artifacts": digests}
+    services.tell_control(Facts(job_id=job.job_id, facts=facts))
 
 
 async def _receive(session: PeerSession, ref: TransferRef, path: Path) -> None:

@@ -36,6 +36,7 @@ from aegis_agent.jobs import JobTable
 from aegis_agent.ledger import Ledger
 from aegis_agent.orders import Orders
 from aegis_agent.owned_tasks import OwnedTasks, unless
+from aegis_agent.quarantine import Quarantine
 from aegis_agent.results import ResultStore
 from aegis_agent.rounds import Rounds
 from aegis_agent.sandbox import Sandbox
@@ -100,6 +101,7 @@ class Daemon:
         self._link: ControlLink | None = None
         self._owned = OwnedTasks()
         self.intake = Intake(self._intake_changed)
+        self.quarantine = Quarantine(state / "quarantine.json", self.intake)
         self.boards = BoardRegistry(
             config.boards,
             discover=config.discover_boards,
@@ -136,6 +138,7 @@ class Daemon:
             results=results,
             builder=builder,
             boards=self.boards,
+            quarantine=self.quarantine,
             incoming=incoming,
             background=self._owned,
             tell_control=self._tell_control,
@@ -189,7 +192,7 @@ class Daemon:
             skew_s=lambda: link.skew_s,
         )
         sessions = SessionTable(gate, self.jobs, self._services, self._owned)
-        orders = Orders(self.jobs, sessions, self.intake)
+        orders = Orders(self.jobs, sessions, self.intake, self.quarantine, self._owned)
         rounds = Rounds(
             self._config,
             link=link,
@@ -239,10 +242,18 @@ class Daemon:
             "jobs": self.jobs.held(),
             "warm_projects": self.jobs.warm_projects,
             "paused": self.intake.reason,
+            "quarantined": self.quarantine.reason,
+            "resets": self.quarantine.resets,
         }
 
     def _intake_changed(self) -> None:
-        self._tell_control(Status(paused=self.intake.reason, draining=self.intake.draining))
+        status = Status(
+            paused=self.intake.reason,
+            draining=self.intake.draining,
+            quarantined=self.quarantine.reason,
+            resets=self.quarantine.resets,
+        )
+        self._tell_control(status)
 
     def _boards_changed(self, boards: tuple[Board, ...]) -> None:
         self._tell_control(BoardsChanged(boards=boards[:_MOST_BOARDS]))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import IntEnum
+from typing import Final
 
 import structlog
 
@@ -13,10 +14,14 @@ log = structlog.get_logger()
 class Why(IntEnum):
     """Who says no; of several the first is told."""
 
-    STOPPING = 1  # a signal
-    DRAIN = 2  # an operator: the agent stops when the last job has ended
-    PAUSE = 3  # an operator
-    DISK = 4  # the agent itself
+    STOPPING = 1  # a signal: the agent stops when the last job has ended
+    QUARANTINE = 2  # the agent itself, or an operator: until it is reset
+    DRAIN = 3  # an operator
+    PAUSE = 4  # an operator
+    DISK = 5  # the agent itself
+
+
+_ORDERS: Final = frozenset({Why.QUARANTINE, Why.DRAIN, Why.PAUSE})
 
 
 class Intake:
@@ -33,14 +38,24 @@ class Intake:
 
     @property
     def draining(self) -> bool:
-        """The agent ends with its last job."""
+        """What runs is to be the last, of this process or until an operator says otherwise."""
         return Why.STOPPING in self._reasons or Why.DRAIN in self._reasons
+
+    @property
+    def stopping(self) -> bool:
+        """The agent ends with its last job."""
+        return Why.STOPPING in self._reasons
 
     def closed_by(self, why: Why) -> bool:
         return why in self._reasons
 
     def close(self, why: Why, reason: str) -> None:
         self._set({**self._reasons, why: reason[:200]})
+
+    def ordered(self, reasons: Mapping[Why, str]) -> None:
+        """What operators say, all of it, as one change."""
+        others = {why: text for why, text in self._reasons.items() if why not in _ORDERS}
+        self._set(others | {why: text[:200] for why, text in reasons.items()})
 
     def open(self, *whys: Why) -> None:
         """Take back what each of `whys` said; who else says no is still heard."""

@@ -1,4 +1,4 @@
-"""The slow loop: it feeds the watchdog, watches disk and link, and ends a drain."""
+"""The slow loop: it feeds the watchdog, watches disk and link, and ends a stopping agent."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class Rounds:
         self._forgot_at = 0.0
 
     async def run(self) -> None:
-        """Look every two seconds; return once the agent drains and has no job left."""
-        while not (self._intake.draining and self._jobs.idle()):
+        """Look every two seconds; return once the agent is to stop and has no job left."""
+        while not (self._intake.stopping and self._jobs.idle()):
             await self.look()
             self._jobs.one_ended.clear()
             with contextlib.suppress(TimeoutError):

@@ -13,6 +13,7 @@ from aegis_agent.build import Builder
 from aegis_agent.config import AgentConfig
 from aegis_agent.identity import Identity
 from aegis_agent.owned_tasks import OwnedTasks
+from aegis_agent.quarantine import Quarantine
 from aegis_agent.results import ResultStore
 from aegis_agent.source import SourceStore
 
@@ -30,6 +31,7 @@ class Services:
     results: ResultStore
     builder: Builder
     boards: BoardRegistry
+    quarantine: Quarantine
     incoming: Path
     background: OwnedTasks
     tell_control: Callable[[ToControl], bool]

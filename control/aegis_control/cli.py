@@ -16,6 +16,7 @@ from aegis_control.commands import (
     agents_commands,
     config_commands,
     key_commands,
+    order_commands,
     token_commands,
 )
 from aegis_control.commands.outcome import fail
@@ -34,6 +35,10 @@ app.add_typer(token_commands.tokens, name="enroll-token")
 app.add_typer(agents_commands.agents, name="agents")
 app.add_typer(config_commands.app, name="config")
 app.command("list-agents")(agents_commands.list_agents)
+app.command("pause-agent")(order_commands.pause)
+app.command("resume-agent")(order_commands.resume)
+app.command("drain-agent")(order_commands.drain)
+app.command("reset-agent")(order_commands.reset)
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from aegis_control.link.endpoint import LinkEndpoint
 from aegis_control.link.orders import Orders
 from aegis_control.link.registry import Links
 from aegis_control.metrics import Metrics
+from aegis_control.ordering import Ordering
 from aegis_control.placement import Placement
 from aegis_control.presence import Presence
 from aegis_control.rate_limits import RateLimits
@@ -54,6 +55,7 @@ class Control:
     ledger: Jobs
     placement: Placement
     granting: Granting
+    ordering: Ordering
     signaling: Signaling
     link_endpoint: LinkEndpoint
     deadlines: Deadlines
@@ -116,6 +118,7 @@ def wire(
     links = Links(metrics, on_change=changed.set)
     orders = Orders(links)
     database.bus.subscribe("job", hub.notify)
+    database.bus.subscribe("agent", lambda _: changed.set())
     placement = Placement(database, links, metrics, changed)
     ledger = Jobs(database, metrics, on_room=changed.set)
     granting = Granting(
@@ -146,6 +149,7 @@ def wire(
         ledger=ledger,
         placement=placement,
         granting=granting,
+        ordering=Ordering(ledger, orders),
         signaling=Signaling(issuer, ledger, orders, granting, metrics),
         link_endpoint=LinkEndpoint(
             database,

@@ -4,7 +4,8 @@ What control and an agent say to each other over `GET /agents/link`, a WebSocket
 One frame is one JSON object, told apart by `type`, at most 256 KiB.
 
     control -> agent   ToAgent    challenge, welcome, refused, job.offer, signal.candidate,
-                                  job.cancel, job.revoke, lease.revoke, pause, resume, drain, ping
+                                  job.cancel, job.revoke, lease.revoke, pause, resume, drain, reset,
+                                  ping
     agent -> control   ToControl  hello, signal.answer, signal.candidate, job.accepted,
                                   job.rejected, job.moved, boards.changed, facts, status, pong
 
@@ -22,7 +23,7 @@ from aegis_protocol.board import Board
 from aegis_protocol.errors import ErrorBody
 from aegis_protocol.http_api import IceServer, IssuerKey, Sdp, Toolchain
 from aegis_protocol.model import Id, Labels, TargetName, UnixSeconds, Wire
-from aegis_protocol.states import JobState
+from aegis_protocol.states import JobState, Order
 
 MAX_FRAME_BYTES: Final = 262_144
 
@@ -68,6 +69,24 @@ class Hello(Wire):
     warm_projects: tuple[Id, ...] = Field(default=(), max_length=1024)
     paused: str | None = Field(default=None, max_length=200)
     """Why the agent takes no new jobs, when it does not."""
+    quarantined: str | None = Field(default=None, max_length=200)
+    """Why it takes none until an operator resets it, when it says so of itself."""
+    resets: int = Field(default=0, ge=0)
+    """How many resets it had heard of: of a quarantine from before the last one nothing is left."""
+
+
+class Standing(Wire):
+    """
+    What operators have ordered of the agent; it holds until they order something else.
+
+    deadline_secs  draining: in how long what still runs is canceled; null: it may finish
+    resets         how often the agent was reset
+    """
+
+    ordered: Order = Order.NONE
+    reason: str = Field(default="", max_length=200)
+    deadline_secs: float | None = Field(default=None, ge=0)
+    resets: int = Field(default=0, ge=0)
 
 
 class Welcome(Wire):
@@ -80,6 +99,7 @@ class Welcome(Wire):
     """A link without a frame for so long is down."""
     over_jobs: tuple[Id, ...] = ()
     """Those of hello's jobs that control knows to be over: end them."""
+    standing: Standing = Field(default_factory=Standing)
 
 
 class Refused(Wire):
@@ -143,7 +163,18 @@ class Resume(Wire):
 
 
 class Drain(Wire):
+    """No new jobs. deadline_secs: in how long what still runs is canceled; null: it may finish."""
+
     type: Literal["drain"] = "drain"
+    reason: str = Field(default="", max_length=200)
+    deadline_secs: float | None = Field(default=None, ge=0)
+
+
+class Reset(Wire):
+    """Take jobs again whatever was in the way, a quarantine too. resets: how many there were."""
+
+    type: Literal["reset"] = "reset"
+    resets: int = Field(ge=1)
 
 
 class Ping(Wire):
@@ -200,11 +231,13 @@ class Facts(JobFrame):
 
 
 class Status(Wire):
-    """The agent pauses (reason), resumes (None) or drains by itself."""
+    """Whether the agent takes jobs: it pauses (reason), resumes (None), drains, is quarantined."""
 
     type: Literal["status"] = "status"
     paused: str | None = Field(default=None, max_length=200)
     draining: bool = False
+    quarantined: str | None = Field(default=None, max_length=200)
+    resets: int = Field(default=0, ge=0)
 
 
 ToAgent: TypeAlias = Annotated[
@@ -219,6 +252,7 @@ ToAgent: TypeAlias = Annotated[
     | Pause
     | Resume
     | Drain
+    | Reset
     | Ping,
     Field(discriminator="type"),
 ]

@@ -201,6 +201,17 @@ class AgentList(Wire):
     agents: tuple[Agent, ...]
 
 
+class PauseRequest(Wire):
+    reason: str = Field(default="", max_length=200)
+
+
+class DrainRequest(Wire):
+    """deadline_secs: in how long what still runs is canceled (0: at once); null: it may finish."""
+
+    reason: str = Field(default="", max_length=200)
+    deadline_secs: float | None = Field(default=None, ge=0, le=7 * 86_400)
+
+
 class BoardRow(Wire):
     """A board with the agent that has it. `holder` is the caller's own job, or `another`."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import typer
 from aegis_protocol.http_api import Agent, AgentList
 from aegis_protocol.states import BoardState
@@ -26,6 +28,11 @@ def list_agents(
     if not found.agents:
         typer.echo("No agent is enrolled. `aegis-control enroll-token create` makes a token.")
         return
+    show(found.agents)
+
+
+def show(found: Sequence[Agent]) -> None:
+    """Print agents as a table."""
     console = Console()
     if console.width < _WIDE and not console.is_terminal:
         console = Console(width=_WIDE)
@@ -42,7 +49,7 @@ def remove(agent: str, url: Url = None, key_file: KeyFile = None, state_dir: Sta
 _WIDE = 180
 
 
-def _table(found: AgentList) -> Table:
+def _table(found: Sequence[Agent]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in (
         "ID",
@@ -56,7 +63,7 @@ def _table(found: AgentList) -> Table:
         "LAST SEEN",
     ):
         table.add_column(name, overflow="fold", no_wrap=name in ("ID", "SLOTS", "LAST SEEN"))
-    for agent in found.agents:
+    for agent in found:
         table.add_row(
             agent.id,
             agent.name,

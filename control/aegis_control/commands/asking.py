@@ -41,8 +41,9 @@ class Asking:
     def get(self, path: str, gives: type[Model]) -> Model:
         return _read(self._ask("GET", path, None), gives)
 
-    def post(self, path: str, body: BaseModel, gives: type[Model]) -> Model:
-        return _read(self._ask("POST", path, body.model_dump(mode="json")), gives)
+    def post(self, path: str, body: BaseModel | None, gives: type[Model]) -> Model:
+        sent = None if body is None else body.model_dump(mode="json")
+        return _read(self._ask("POST", path, sent), gives)
 
     def delete(self, path: str) -> None:
         self._ask("DELETE", path, None)

@@ -7,8 +7,10 @@ from typing import Final
 
 from aegis_protocol.actions import Role
 from aegis_protocol.http_api import (
+    Agent,
     AgentList,
     BoardList,
+    DrainRequest,
     EnrollReply,
     EnrollRequest,
     EnrollTokenMade,
@@ -26,12 +28,13 @@ from aegis_protocol.http_api import (
     KeyRequest,
     OfferReply,
     OfferRequest,
+    PauseRequest,
     PendingReply,
     WhoAmI,
 )
 
 from aegis_control.control import Control
-from aegis_control.http import endpoints, openapi, services
+from aegis_control.http import agent_orders, endpoints, openapi, services
 from aegis_control.http.event_stream import job_events
 from aegis_control.http.route import Call, Query, Reply, Route
 
@@ -245,6 +248,44 @@ ROUTES: Final[tuple[Route, ...]] = (
         role=Role.OPERATOR,
         takes=EnrollTokenRequest,
         gives={_CREATED: EnrollTokenMade},
+        local=True,
+    ),
+    Route(
+        "POST",
+        "/services/agents/{agent_id}/pause",
+        agent_orders.pause,
+        "Give an agent no new jobs; what runs goes on.",
+        role=Role.OPERATOR,
+        takes=PauseRequest,
+        gives={_OK: Agent},
+        local=True,
+    ),
+    Route(
+        "POST",
+        "/services/agents/{agent_id}/resume",
+        agent_orders.resume,
+        "Take back a pause or a drain.",
+        role=Role.OPERATOR,
+        gives={_OK: Agent},
+        local=True,
+    ),
+    Route(
+        "POST",
+        "/services/agents/{agent_id}/drain",
+        agent_orders.drain,
+        "Give an agent no new jobs; what runs finishes, or is canceled at the deadline.",
+        role=Role.OPERATOR,
+        takes=DrainRequest,
+        gives={_OK: Agent},
+        local=True,
+    ),
+    Route(
+        "POST",
+        "/services/agents/{agent_id}/reset",
+        agent_orders.reset,
+        "Take back every order, and a quarantine.",
+        role=Role.OPERATOR,
+        gives={_OK: Agent},
         local=True,
     ),
     Route(

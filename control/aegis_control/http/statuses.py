@@ -37,6 +37,7 @@ STATUS: Final[Mapping[str, HTTPStatus]] = MappingProxyType(
         "grant.stale": HTTPStatus.CONFLICT,
         "state.illegal_move": HTTPStatus.CONFLICT,
         "enroll.name_taken": HTTPStatus.CONFLICT,
+        "agent.quarantined": HTTPStatus.CONFLICT,
         "request.idempotency_conflict": HTTPStatus.CONFLICT,
         "request.too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         "request.rate_limited": HTTPStatus.TOO_MANY_REQUESTS,

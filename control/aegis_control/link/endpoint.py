@@ -45,7 +45,8 @@ from aegis_control.link.registry import Links
 from aegis_control.log import get_logger
 from aegis_control.metrics import Metrics
 from aegis_control.rate_limits import RateLimits, network_of
-from aegis_control.store import jobs
+from aegis_control.standing import order_frame, same_order, standing
+from aegis_control.store import agents, jobs
 from aegis_control.store.agents import AgentRecord
 from aegis_control.store.database import Database
 from aegis_control.store.jobs import LIVE
@@ -184,6 +185,7 @@ class LinkEndpoint:
             ping_secs=self._ping_s,
             silence_secs=self._silence_s,
             over_jobs=found.over,
+            standing=standing(record, now_s=time.time()),
         )
         link = Link(
             socket, request.transport, hello, name=record.name, epoch=epoch, ping_s=self._ping_s
@@ -194,8 +196,16 @@ class LinkEndpoint:
             return None
         self._rates.link_proven(remote_address(request, self._proxies))
         self._links.add(link)
+        await self._tell_news(link, record)
         log.info("agent.connected", agent_id=link.agent_id, name=link.name, epoch=epoch)
         return link
+
+    async def _tell_news(self, link: Link, told: AgentRecord) -> None:
+        """Tell what was ordered while the welcome, which says `told`, was on its way."""
+        async with self._database.read() as conn:
+            now = await agents.get(conn, link.agent_id)
+        if now is not None and not same_order(now, told):
+            link.send(order_frame(now, now_s=time.time()))
 
     async def _live(self, socket: web.WebSocketResponse, link: Link) -> None:
         async with asyncio.TaskGroup() as group:

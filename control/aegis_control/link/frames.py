@@ -22,6 +22,7 @@ from aegis_protocol.failures.http import BadRequest
 from aegis_protocol.states import IllegalMove, JobState, ended
 
 from aegis_control.jobs import Change, Jobs
+from aegis_control.link.greeting import quarantine
 from aegis_control.link.link import Link
 from aegis_control.link.registry import Links
 from aegis_control.log import get_logger
@@ -88,6 +89,11 @@ class Frames:
                 )
             case Status():
                 link.paused, link.draining = frame.paused, frame.draining
+                if frame.quarantined is not None:
+                    async with self._jobs.change() as change:
+                        await quarantine(
+                            change.conn, link.agent_id, frame.quarantined, resets=frame.resets
+                        )
                 self._links.changed()
             case _:
                 assert_never(frame)

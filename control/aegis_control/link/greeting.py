@@ -12,12 +12,14 @@ from aegis_protocol.failures.agent import AgentGone, VersionMismatch
 from aegis_protocol.failures.http import LinkRefused
 from aegis_protocol.signing import b64, link_statement, unb64, verified
 from aegis_protocol.states import JobState
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aegis_control.jobs import Jobs
 from aegis_control.link.reconcile import Reconciliation, reconcile
 from aegis_control.log import get_logger
-from aegis_control.store import agents, jobs
+from aegis_control.store import agents, audit, jobs
 from aegis_control.store.agents import AgentRecord
+from aegis_control.store.audit import Act
 from aegis_control.store.database import Database
 from aegis_control.store.jobs import LIVE
 
@@ -73,6 +75,8 @@ async def begin(database: Database, record: AgentRecord, hello: Hello) -> tuple[
             else:
                 log.warning("agent.name_taken", agent_id=record.id, name=hello.name)
         epoch = await agents.begin_link(conn, record.id, hello, now_s=time.time())
+        if hello.quarantined is not None:
+            await quarantine(conn, record.id, hello.quarantined, resets=hello.resets)
         now = await agents.get(conn, record.id)
     if epoch is None or now is None:
         raise LinkRefused("this agent was removed", agent_id=hello.agent_id)
@@ -99,3 +103,12 @@ async def settle(ledger: Jobs, agent_id: str, held: Sequence[HeldJob]) -> Reconc
             gone=len(found.gone),
         )
     return found
+
+
+async def quarantine(conn: AsyncConnection, agent_id: str, reason: str, *, resets: int) -> None:
+    """Keep that an agent took itself out of service, unless it was reset since."""
+    if not await agents.quarantined_itself(conn, agent_id, reason, resets=resets):
+        return
+    log.warning("agent.quarantined", agent_id=agent_id, reason=reason)
+    act = Act(what="agent.quarantined", who=agent_id, agent_id=agent_id, facts={"reason": reason})
+    await audit.record(conn, act, now_s=time.time())

@@ -130,6 +130,26 @@ async def remove(conn: AsyncConnection, agent_id: str) -> bool:
     return (await conn.execute(delete(agents).where(agents.c.id == agent_id))).rowcount > 0
 
 
+async def quarantined_itself(
+    conn: AsyncConnection, agent_id: str, reason: str, *, resets: int
+) -> bool:
+    """
+    Keep that the agent took itself out of service; False when that is known, or no more true.
+
+    resets  how many the agent had heard of when it said so
+    """
+    statement = (
+        update(agents)
+        .where(
+            agents.c.id == agent_id,
+            agents.c.resets <= resets,
+            agents.c.ordered != Order.QUARANTINED,
+        )
+        .values(ordered=Order.QUARANTINED, ordered_reason=reason[:MAX_REASON], ordered_until=None)
+    )
+    return (await conn.execute(statement)).rowcount > 0
+
+
 async def _order(
     conn: AsyncConnection, agent_id: str, values: Mapping[str, Any]
 ) -> AgentRecord | None:

@@ -111,6 +111,11 @@ class AgentOffline(AegisError):
     retryable = True
 
 
+class AgentQuarantined(AegisError):
+    code = "agent.quarantined"
+    remedy = "Mend what the reason names, then `aegis-control reset-agent NAME`."
+
+
 class ControlUnreachable(AegisError):
     code = "control.unreachable"
     remedy = "Check the URL, that `aegis-control serve` runs there, and the network between."
