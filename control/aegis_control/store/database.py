@@ -1,72 +1,84 @@
 """
-The database: one engine, transactions that read and transactions that write.
+The database: transactions that read, transactions that write, and who is alone at what.
 
-SQLite runs in WAL mode and takes its write lock when a writing transaction begins, so that two
-of them wait for each other instead of failing half-way: those of this process in a queue, those of
-others by asking again. PostgreSQL needs nothing of that.
+Whatever keeps a transaction from being made (no connection, no answer in time) is an
+OperationalError too, so that `except DBAPIError` means: the store failed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sqlite3
+from collections import defaultdict
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, closing, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from typing import Final
 
-from aegis_protocol.errors import AegisError
-from sqlalchemy import Connection, event, select
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from aegis_protocol.ids import new_id
+from sqlalchemy import select, text
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from aegis_control.bus import Bus, take_words
+from aegis_control.bus import Bus, Word, take_words
 from aegis_control.store import migrate, sqlite_driver
+from aegis_control.store.engine import WRITES, make_engine, make_patient_engine
+from aegis_control.store.failures import SchemaNewer, StoreUnusable
+from aegis_control.store.migrate import Schema
 from aegis_control.store.tables import keys
 
-_SQLITE_CONNECTIONS: Final = 32
-"""Transactions that hold one at once; more of them open one each time."""
-_WRITES: Final = "aegis_writes"
+__all__ = ["Database", "Schema", "SchemaNewer", "StoreUnusable"]
 
+CHANNEL: Final = "aegis"
+"""Where replicas tell each other their words: `<writer> <topic> <id>`."""
 
-class StoreUnusable(AegisError):
-    code = "store.unusable"
-    remedy = "Check AEGIS_DATABASE_URL, the disk, and that control's user may write there."
+_ALONE: Final = text("SELECT pg_advisory_xact_lock(hashtextextended('aegis.' || :what, 0))")
+_ALONE_IF_FREE: Final = text(
+    "SELECT pg_try_advisory_xact_lock(hashtextextended('aegis.' || :what, 0))"
+)
+_NOTIFY: Final = text("SELECT pg_notify(:channel, word) FROM unnest(CAST(:words AS text[])) word")
 
 
 class Database:
-    """`open` it, then `read()` and `write()` are transactions; `bus` tells of what they changed."""
+    """
+    `open` it, then `read()` and `write()` are transactions; `bus` tells of what they changed.
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    shared  whether other processes may be at work on it (PostgreSQL)
+    writer  who we are among those
+    """
+
+    def __init__(self, engine: AsyncEngine, url: str) -> None:
         self._engine = engine
-        self.bus: Final = Bus()
-        self._writer: AsyncEngine = engine.execution_options(**{_WRITES: True})
-        is_sqlite = engine.dialect.name == "sqlite"
+        self._writing: AsyncEngine = engine.execution_options(**{WRITES: True})
+        one_writer = engine.dialect.name == "sqlite"
         self._turn: asyncio.Lock | nullcontext[None] = (
-            asyncio.Lock() if is_sqlite else nullcontext()
+            asyncio.Lock() if one_writer else nullcontext()
         )
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self.url: Final = url
+        self.bus: Final = Bus()
+        self.shared: Final = not one_writer
+        self.writer: Final = new_id()
 
     @classmethod
     @asynccontextmanager
     async def open(cls, url: str) -> AsyncIterator[Database]:
-        """Open the database at `url` and bring its tables up to date. StoreUnusable if it can't."""
-        engine = _engine(url)
+        """
+        Open the database at `url` and bring its tables up to date.
+
+        Raises StoreUnusable, SchemaNewer.
+        """
+        await bring_up_to_date(url)
         async with AsyncExitStack() as stack:
+            engine = make_engine(url)
             stack.push_async_callback(engine.dispose)
-            database = cls(engine)
-            try:
-                async with database._writer.begin() as conn:
-                    await conn.run_sync(migrate.upgrade)
-            except (DBAPIError, OSError) as exc:
-                raise StoreUnusable(f"the store can't be opened: {_words(exc)}") from exc
             if engine.dialect.name == "sqlite" and engine.url.database:
                 await stack.enter_async_context(sqlite_driver.checkpoints(engine.url.database))
-            yield database
+            yield cls(engine, url)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that writes nothing."""
-        async with self._engine.connect() as conn:
+        async with _connected(self._engine) as conn:
             yield conn
 
     @asynccontextmanager
@@ -76,57 +88,88 @@ class Database:
 
         What was told in it (`bus.tell`) is delivered after the commit.
         """
-        async with self._turn, self._writer.connect() as conn:
+        async with self._turn, _connected(self._writing) as conn:
             take_words(conn)  # of one that was rolled back on this connection
             async with conn.begin():
                 yield conn
-            words = take_words(conn)
+                words = take_words(conn)
+                await self._tell_others(conn, words)
         self.bus.deliver(words)
+
+    @asynccontextmanager
+    async def alone(self, what: str) -> AsyncIterator[None]:
+        """While the block lasts nobody else, at no replica, is in one of that name."""
+        async with self._turns[what]:
+            if not self.shared:
+                yield
+                return
+            async with self.read() as conn:
+                await conn.execute(_ALONE, {"what": what})
+                yield
+
+    @asynccontextmanager
+    async def alone_if_free(self, what: str) -> AsyncIterator[bool]:
+        """As `alone`, but yields False at once when another is in it."""
+        if self._turns[what].locked():
+            yield False
+            return
+        async with self._turns[what]:
+            if not self.shared:
+                yield True
+                return
+            async with self.read() as conn:
+                yield bool((await conn.execute(_ALONE_IF_FREE, {"what": what})).scalar_one())
 
     async def answers(self) -> bool:
         """Tell whether the database answers, and has our tables."""
         try:
             async with self.read() as conn:
                 await conn.execute(select(keys.c.id).limit(1))
-        except (DBAPIError, OperationalError, OSError):
+        except DBAPIError:
             return False
         return True
 
+    async def _tell_others(self, conn: AsyncConnection, words: tuple[Word, ...]) -> None:
+        if self.shared and words:
+            told = [f"{self.writer} {topic} {word_id}" for topic, word_id in words]
+            await conn.execute(_NOTIFY, {"channel": CHANNEL, "words": told})
 
-def _engine(url: str) -> AsyncEngine:
+
+async def look_at_schema(url: str) -> Schema:
+    """Return what the tables at `url` are and lack. Raises StoreUnusable, SchemaNewer."""
+    async with _patient(url) as conn:
+        return await conn.run_sync(migrate.schema)
+
+
+async def bring_up_to_date(url: str) -> Schema:
+    """
+    Run the missing migrations in one transaction; returns what was there before.
+
+    Of several at once the others wait and find it done. Raises StoreUnusable, SchemaNewer.
+    """
+    async with _patient(url) as conn:
+        if conn.dialect.name != "sqlite":
+            await conn.execute(_ALONE, {"what": "migrations"})
+        return await conn.run_sync(migrate.upgrade)
+
+
+@asynccontextmanager
+async def _patient(url: str) -> AsyncIterator[AsyncConnection]:
+    engine = make_patient_engine(url)
     try:
-        parsed = make_url(url)
-        if parsed.get_backend_name() != "sqlite":
-            return create_async_engine(parsed, hide_parameters=True, pool_pre_ping=True)
-        path = parsed.database or ":memory:"
-        engine = create_async_engine(
-            parsed,
-            hide_parameters=True,
-            async_creator=lambda: sqlite_driver.connect(path),
-            pool_size=_SQLITE_CONNECTIONS,
-        )
-    except (ArgumentError, ImportError) as exc:
-        raise StoreUnusable(
-            "AEGIS_DATABASE_URL is no URL of sqlite+aiosqlite or postgresql+asyncpg"
-        ) from exc
-    _check_sqlite(path)
-
-    @event.listens_for(engine.sync_engine, "begin")
-    def _begun(connection: Connection) -> None:
-        writes = connection.get_execution_options().get(_WRITES, False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    return engine
+        async with _connected(engine.execution_options(**{WRITES: True})) as conn, conn.begin():
+            yield conn
+    except DBAPIError as exc:
+        raise StoreUnusable(f"the store can't be opened: {exc.orig}") from exc
+    finally:
+        await engine.dispose()
 
 
-def _check_sqlite(path: str) -> None:
-    """Look at the file first: the message is clearer than that of the first transaction."""
+@asynccontextmanager
+async def _connected(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    """A connection; what the driver lets through of its own errors is an OperationalError."""
     try:
-        with closing(sqlite3.connect(path)) as connection:
-            connection.execute("PRAGMA schema_version")
-    except sqlite3.Error as exc:
-        raise StoreUnusable(f"{path} can't be opened: {exc}", path=path) from exc
-
-
-def _words(exc: Exception) -> str:
-    return str(exc.orig) if isinstance(exc, DBAPIError) else str(exc)
+        async with engine.connect() as conn:
+            yield conn
+    except (OSError, PoolTimeout) as exc:
+        raise OperationalError(None, None, exc) from exc
