@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from aegis_links.certificate import Certificate
+from aegis_links.ice_guide import IceGuide
 from aegis_links.peer_link import PeerLink
 from aegis_protocol.channels import ChannelName
 from aegis_protocol.failures.link import ChannelNotGranted
+from aegis_protocol.http_api import IceServer
 from bench.udp_path import UdpPath
 
 ALL = frozenset(ChannelName)
@@ -30,6 +32,9 @@ async def linked_peers(
     *,
     max_bandwidth_kbps: int = 0,
     path: UdpPath | None = None,
+    ice_servers: Sequence[IceServer] = (),
+    guide: IceGuide | None = None,
+    relay_only: bool = False,
 ) -> AsyncIterator[Peers]:
     """
     An open link: the client offers, the agent answers; max_bandwidth_kbps slows the agent.
@@ -43,7 +48,13 @@ async def linked_peers(
         rejected.append(error)
 
     async with (
-        PeerLink.offering(client_certificate, channels=channels) as client,
+        PeerLink.offering(
+            client_certificate,
+            channels=channels,
+            ice_servers=ice_servers,
+            guide=guide,
+            relay_only=relay_only,
+        ) as client,
         PeerLink.answering(
             path.of_offer(client.offer_sdp) if path else client.offer_sdp,
             agent_certificate,
@@ -51,6 +62,9 @@ async def linked_peers(
             granted=granted,
             on_rejected=note,
             max_bandwidth_kbps=max_bandwidth_kbps,
+            ice_servers=ice_servers,
+            guide=guide,
+            relay_only=relay_only,
         ) as agent,
     ):
         await client.accept_answer(

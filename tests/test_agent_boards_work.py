@@ -36,6 +36,7 @@ from aegis_agent.toolchains import Toolchains
 from aegis_agent.virtual_board.control_words import BoardState, FaultName
 from aegis_agent.virtual_board.spawn import VirtualBoard, virtual_board
 from aegis_links.certificate import Certificate
+from aegis_links.ice_guide import IceGuide
 from aegis_links.peer_link import PeerLink
 from aegis_links.rpc import RpcPeer
 from aegis_links.transfers import TransferPort
@@ -180,6 +181,7 @@ async def rig_of(
         ),
         boards=registry,
         quarantine=Quarantine(state / "quarantine.json", Intake(lambda: None)),
+        guide=IceGuide(),
         incoming=state / "incoming",
         background=background,
         tell_control=tell_control,

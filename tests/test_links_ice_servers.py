@@ -11,11 +11,13 @@ from contextlib import asynccontextmanager
 from typing import cast
 
 import pytest
+from aegis_links import ice_guide, ice_knock
 from aegis_links.certificate import Certificate
+from aegis_links.ice_guide import MOST_SERVERS, IceGuide
 from aegis_links.ice_servers import find_live
 from aegis_links.peer_link import PeerLink
 from aegis_protocol.channels import ChannelName
-from aegis_protocol.failures.link import RelayUnavailable
+from aegis_protocol.failures.link import RelayRefused, RelayUnavailable
 from aegis_protocol.http_api import IceServer
 
 pytestmark = pytest.mark.timeout(20)
@@ -54,13 +56,13 @@ def _attribute(kind: int, value: bytes) -> bytes:
 
 
 @asynccontextmanager
-async def stun_server() -> AsyncIterator[tuple[_StunServer, str]]:
+async def stun_server(port: int = 0) -> AsyncIterator[tuple[_StunServer, str]]:
     transport, server = await asyncio.get_running_loop().create_datagram_endpoint(
-        _StunServer, local_addr=("127.0.0.1", 0)
+        _StunServer, local_addr=("127.0.0.1", port)
     )
     try:
-        host, port = transport.get_extra_info("sockname")
-        yield server, f"{host}:{port}"
+        host, bound = transport.get_extra_info("sockname")
+        yield server, f"{host}:{bound}"
     finally:
         transport.close()
 
@@ -87,6 +89,87 @@ async def test_dead_servers_are_left_out_within_the_deadline(deaf: str) -> None:
         assert live.turn is not None and live.turn.url == f"turn:{alive}"
 
 
+async def test_a_later_server_that_answers_is_not_held_up_by_an_earlier_one(
+    deaf: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ice_knock.KNOCK_DEADLINE_S, "udp", 60.0)
+    async with stun_server() as (_, alive):
+        live = await find_live([IceServer(urls=(f"turn:{deaf}", f"turn:{alive}"))])
+    assert live.turn is not None and live.turn.url == f"turn:{alive}"
+    assert [answer.url for answer in live.turn_refusals] == [f"turn:{deaf}"]
+
+
+async def test_a_web_server_is_no_turn_server() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(4)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        urls = (f"turn:127.0.0.1:{port}?transport=tcp", f"turns:127.0.0.1:{port}")
+        live = await find_live([IceServer(urls=urls)])
+    plain, secure = live.turn_refusals
+    assert plain.reason == "what answers there is no TURN server"
+    assert secure.reason is not None and secure.reason.startswith("no TLS there")
+
+
+async def test_what_is_known_beforehand_costs_no_time(
+    deaf: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later link asks nobody: the dead server is known to be dead."""
+    monkeypatch.setitem(ice_knock.KNOCK_DEADLINE_S, "udp", 0.2)
+    async with stun_server() as (server, alive), IceGuide().running() as guide:
+        urls = (f"stun:{deaf}", f"stun:{alive}", f"turn:{deaf}")
+        guide.expect(urls)
+        first = await guide.living([IceServer(urls=urls)])
+        monkeypatch.setitem(ice_knock.KNOCK_DEADLINE_S, "udp", 60.0)
+        async with asyncio.timeout(10):
+            again = await guide.living([IceServer(urls=urls, username="u", credential="another")])
+        assert len(server.requests) == 1
+    assert first.stun is not None and again.stun is not None
+    assert first.stun.url == again.stun.url == f"stun:{alive}"
+    assert again.turn is None
+    assert [answer.reason for answer in again.turn_refusals] == ["no answer in time"]
+
+
+async def test_a_server_that_goes_and_comes_back_is_noticed_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ice_guide, "REFRESH_S", 0.05)
+    async with IceGuide().running() as guide:
+        async with stun_server() as (_, address):
+            servers = [IceServer(urls=(f"stun:{address}",))]
+            assert (await guide.living(servers)).stun is not None
+        port = int(address.rpartition(":")[2])
+
+        async def stun_is_there(expected: bool) -> None:
+            while ((await guide.living(servers)).stun is not None) is not expected:
+                await asyncio.sleep(0.02)
+
+        async with asyncio.timeout(10):
+            await stun_is_there(False)
+            async with stun_server(port):
+                await stun_is_there(True)
+
+
+async def test_what_was_known_is_asked_anew_once_no_link_came_about(deaf: str) -> None:
+    async with stun_server() as (server, address), IceGuide().running() as guide:
+        servers = [IceServer(urls=(f"stun:{address}",))]
+        await guide.living(servers)
+        guide.forget()
+        assert (await guide.living(servers)).stun is not None
+        assert len(server.requests) == 2
+
+
+async def test_no_more_servers_are_kept_in_mind_than_a_process_has_use_for() -> None:
+    async with stun_server() as (_, address), IceGuide().running() as guide:
+        guide.expect([f"stun:127.0.0.1:{port}" for port in range(1, 2 * MOST_SERVERS)])
+        assert len(guide) == MOST_SERVERS
+        assert (await guide.living([IceServer(urls=(f"stun:{address}",))])).stun is not None
+        assert len(guide) == MOST_SERVERS
+
+
 async def test_no_servers_are_asked_where_none_are_given() -> None:
     live = await find_live([])
     assert (live.stun, live.turn, live.turn_asked) == (None, None, False)
@@ -99,11 +182,11 @@ async def test_wrong_turn_credentials_are_told_and_the_link_goes_on_without() ->
         async with PeerLink.offering(
             certificate, channels={ChannelName.ESPCTL}, ice_servers=[turn]
         ) as link:
-            assert link.relay_unavailable is not None
+            assert isinstance(link.relay_unavailable, RelayRefused)
             assert address in link.relay_unavailable.message
             assert "typ host" in link.offer_sdp and "typ relay" not in link.offer_sdp
         assert _ALLOCATE in server.requests
-        with pytest.raises(RelayUnavailable):
+        with pytest.raises(RelayRefused):
             async with PeerLink.offering(
                 certificate, channels={ChannelName.ESPCTL}, ice_servers=[turn], relay_only=True
             ):

@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack
 from typing import Final
 
 import structlog
+from aegis_links.ice_guide import IceGuide
 from aegis_protocol import __version__
 from aegis_protocol.board import Board
 from aegis_protocol.control_link import BoardsChanged, Status, ToControl
@@ -30,6 +31,7 @@ from aegis_agent.control_link import ControlLink
 from aegis_agent.disk.trees import remove_tree
 from aegis_agent.enroll import enrolled
 from aegis_agent.grants import GrantGate
+from aegis_agent.http import trust
 from aegis_agent.identity import Enrollment, Identity
 from aegis_agent.intake import Intake, Why
 from aegis_agent.jobs import JobTable
@@ -139,6 +141,7 @@ class Daemon:
             builder=builder,
             boards=self.boards,
             quarantine=self.quarantine,
+            guide=IceGuide(trust(config.ca_file)),
             incoming=incoming,
             background=self._owned,
             tell_control=self._tell_control,
@@ -153,6 +156,7 @@ class Daemon:
                 stack.callback(loop.remove_signal_handler, number)
             enrollment = await unless(self._stopping, self._enrolled())
             if enrollment is not None:
+                await stack.enter_async_context(self._services.guide.running())
                 await stack.enter_async_context(self._owned)
                 await self._live(enrollment)
         log.info("agent.stopped")
@@ -192,7 +196,14 @@ class Daemon:
             skew_s=lambda: link.skew_s,
         )
         sessions = SessionTable(gate, self.jobs, self._services, self._owned)
-        orders = Orders(self.jobs, sessions, self.intake, self.quarantine, self._owned)
+        orders = Orders(
+            self.jobs,
+            sessions,
+            self.intake,
+            self.quarantine,
+            self._services.guide,
+            self._owned,
+        )
         rounds = Rounds(
             self._config,
             link=link,

@@ -6,6 +6,7 @@ import asyncio
 from typing import assert_never
 
 import structlog
+from aegis_links.ice_guide import IceGuide
 from aegis_protocol.control_link import (
     Drain,
     JobCancel,
@@ -41,8 +42,10 @@ class Orders:
         sessions: SessionTable,
         intake: Intake,
         quarantine: Quarantine,
+        guide: IceGuide,
         owned: OwnedTasks,
     ) -> None:
+        self._guide = guide
         self._jobs = jobs
         self._sessions = sessions
         self._intake = intake
@@ -52,6 +55,7 @@ class Orders:
 
     async def begin(self, welcome: Welcome) -> None:
         """The link is up: end what control knows to be over, and tell what it may have missed."""
+        self._guide.expect(welcome.ice_urls)
         for job_id in welcome.over_jobs:
             self._cancel(job_id, "control says that this job is over")
         self._stand(welcome.standing)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from aegis_links.ice_guide import IceGuide
 from aegis_protocol.control_link import ToControl
 
 from aegis_agent.boards import BoardRegistry
@@ -32,6 +33,7 @@ class Services:
     builder: Builder
     boards: BoardRegistry
     quarantine: Quarantine
+    guide: IceGuide
     incoming: Path
     background: OwnedTasks
     tell_control: Callable[[ToControl], bool]

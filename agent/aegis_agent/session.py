@@ -89,6 +89,7 @@ class PeerSession:
             expected_fingerprint=self._fingerprint,
             granted=self.granted,
             ice_servers=self._offer.ice_servers,
+            guide=self.services.guide,
             send_queue_bytes=self.services.config.send_queue_bytes,
             max_bandwidth_kbps=limits.max_bandwidth_kbps,
             max_message_rate=limits.max_message_rate,

@@ -6,6 +6,7 @@ One real connection is made, in a job of its own that needs no action and ends a
 
 from __future__ import annotations
 
+import ssl
 import time
 from dataclasses import dataclass, field
 from statistics import median
@@ -64,7 +65,7 @@ async def measure_connection(config: ClientConfig, agent: str | None) -> Measure
             at = "grant"
             wish = Wish(needs=LINK, timeout_s=JOB_S, wait_s=WAIT_S, agent=agent)
             async with client.session(wish, Silent()) as session:
-                await _link(session.link.newest, found)
+                await _link(session.link.newest, client.control.trust, found)
                 at = "agent"
                 await _agent(session.link.newest, found)
     except AegisError as exc:
@@ -95,7 +96,7 @@ async def _control(control: ControlClient, found: Measured) -> None:
     found.checks.append(doctor.clock(health, here))
 
 
-async def _link(connection: Connection, found: Measured) -> None:
+async def _link(connection: Connection, tls: ssl.SSLContext, found: Measured) -> None:
     """What the way to the open link has shown."""
     took_s, link = connection.took_s, connection.link
     figures = found.figures
@@ -103,7 +104,7 @@ async def _link(connection: Connection, found: Measured) -> None:
     channels = " ".join(connection.grant.allowed_channels)
     found.add("grant", f"for {connection.agent.name}, channels {channels}")
     found.add("signalling", f"the agent answered in {_ms(took_s.get(Hop.SIGNALLING, 0))}")
-    answers = await ask_all(connection.grant.ice_servers)
+    answers = await ask_all(connection.grant.ice_servers, tls=tls)
     ours, theirs = candidates.kinds(link.offer_sdp), candidates.kinds(connection.answer_sdp)
     figures["candidates"] = {"here": ours, "agent": theirs}
     figures["ice_servers"] = [vars(answer) for answer in answers]

@@ -14,6 +14,7 @@ from typing import Final
 
 import structlog
 from aegis_links.certificate import Certificate
+from aegis_links.ice_guide import IceGuide
 from aegis_protocol.errors import AegisError
 from aegis_protocol.failures.agent import AgentGone
 from aegis_protocol.failures.http import JobOver
@@ -55,6 +56,7 @@ class Connector:
         control: ControlClient,
         known: KnownAgents,
         trust: TrustMode,
+        guide: IceGuide,
         wish: Wish,
         reporter: Reporter,
         signals: Signals,
@@ -64,6 +66,7 @@ class Connector:
         reply: GrantReply | PendingReply,
     ) -> None:
         self._control, self._known, self._trust = control, known, trust
+        self._guide = guide
         self._wish, self._reporter = wish, reporter
         self._signals, self._news = signals, news
         self._certificate, self._request = certificate, request
@@ -98,6 +101,7 @@ class Connector:
                 _log.info("connection.failed", code=exc.code, hop=hop, tries_left=left)
                 if not exc.retryable or left == 0:
                     raise
+                self._guide.forget()  # what it knew of the servers may be what was wrong
                 self._reporter.note(f"{exc.message} ({exc.code}); trying again")
             await asyncio.sleep(BETWEEN_TRIES_S)
         raise AssertionError("unreachable: the last try returns or raises")
@@ -118,7 +122,8 @@ class Connector:
                 greeted = await greet(
                     opened, self._control, self._signals, self._known, self._trust,
                     self._certificate, grant,
-                    asked=self._wish.agent, on_notification=self._news.take, attempt=attempt,
+                    guide=self._guide, asked=self._wish.agent,
+                    on_notification=self._news.take, attempt=attempt,
                 )  # fmt: skip
                 connection = Connection(greeted, grant)
                 await connection.open_ports(opened, self._wish.needs.channels)

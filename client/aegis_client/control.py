@@ -54,7 +54,10 @@ W = TypeVar("W", bound=Wire)
 class ControlClient:
     """One control and one key. Every method raises AegisError and ends within its deadline."""
 
-    def __init__(self, http: aiohttp.ClientSession, account: Account) -> None:
+    def __init__(
+        self, http: aiohttp.ClientSession, account: Account, trust: ssl.SSLContext
+    ) -> None:
+        self.trust = trust
         self._http = http
         self._account = account
         self.url = account.url
@@ -66,10 +69,9 @@ class ControlClient:
     ) -> AsyncIterator[ControlClient]:
         """Nothing is sent before the first request."""
         host = urlsplit(account.url).hostname or ""
+        trust = trust_context(config)
         async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                ssl=trust_context(config), keepalive_timeout=KEEPALIVE_S
-            ),
+            connector=aiohttp.TCPConnector(ssl=trust, keepalive_timeout=KEEPALIVE_S),
             timeout=aiohttp.ClientTimeout(
                 total=config.request_timeout_s, sock_connect=config.connect_timeout_s
             ),
@@ -77,7 +79,7 @@ class ControlClient:
             # A proxy on the way to this very machine is never meant.
             trust_env=not is_local(host),
         ) as http:
-            yield cls(http, account)
+            yield cls(http, account, trust)
 
     async def health(self) -> Health:
         """Needs no key."""

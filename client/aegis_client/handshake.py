@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import aegis_protocol
 from aegis_links.certificate import Certificate
+from aegis_links.ice_guide import IceGuide
 from aegis_links.peer_link import PeerLink
 from aegis_links.rpc import RpcPeer
 from aegis_protocol.channels import ChannelName
@@ -81,6 +82,7 @@ async def greet(
     certificate: Certificate,
     grant: GrantReply,
     *,
+    guide: IceGuide,
     asked: str | None,
     on_notification: OnNotification,
     attempt: Attempt,
@@ -101,6 +103,7 @@ async def greet(
             certificate,
             channels=[ChannelName(name) for name in grant.allowed_channels if name in _NAMES],
             ice_servers=grant.ice_servers,
+            guide=guide,
         )
     )
     attempt.reach(Hop.SIGNALLING)

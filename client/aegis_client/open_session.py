@@ -9,6 +9,7 @@ from typing import Final
 
 import structlog
 from aegis_links.certificate import Certificate
+from aegis_links.ice_guide import IceGuide
 from aegis_protocol.errors import AegisError
 
 from aegis_client.config import TrustMode
@@ -34,6 +35,7 @@ async def open_session(
     control: ControlClient,
     known: KnownAgents,
     trust: TrustMode,
+    guide: IceGuide,
     wish: Wish,
     reporter: Reporter,
 ) -> AsyncIterator[Session]:
@@ -49,8 +51,9 @@ async def open_session(
     job_id, news = reply.job_id, TaskNews(reporter)
     async with Signals.listening(control, job_id) as signals:
         connector = Connector(
-            control, known, trust, wish, reporter, signals, news, certificate, request, reply
-        )
+            control, known, trust, guide, wish, reporter, signals, news, certificate, request,
+            reply,
+        )  # fmt: skip
         link = LastingLink(job_id, connector, signals, news, reporter)
         keeping = asyncio.create_task(link.keep(), name=f"session-{job_id}")
         try:

@@ -160,6 +160,7 @@ def wire(
             rates,
             proxies=config.trusted_proxies,
             base_url=base_url,
+            ice_urls=(*config.stun_urls, *config.turn_urls),
             silence_s=config.link_timeout_s,
             greet_s=config.connect_timeout_s,
         ),

@@ -1,39 +1,32 @@
 """
-Which STUN and TURN servers are worth asking: each is knocked at before ICE waits for it.
+Which STUN and TURN servers a link uses: the first of each kind, in control's order, that answers.
 
-ICE takes one STUN and one TURN server, the first of each kind, and a dead one costs it five
-seconds. So each is asked here, all at once, with half a second to answer anything at all.
+ICE takes one of each, and a dead one costs it five seconds. So each is knocked at beforehand
+(`ice_knock`), all at once; whoever keeps an `IceGuide` has the answers before they are needed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-import secrets
-import socket
-import struct
+import ssl
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
 import structlog
 from aegis_protocol.http_api import IceServer
 
-PROBE_DEADLINE_S: Final = 0.5
+from aegis_links.ice_knock import Scheme, knocked
 
 _URL: Final = re.compile(
     r"(?P<scheme>stun|turn|turns):(?P<host>\[[0-9a-fA-F:.]+\]|[^?:\[\]]+)(?::(?P<port>\d{1,5}))?"
     r"(?:\?transport=(?P<transport>udp|tcp))?"
 )
-_RESEND_S: Final = 0.15
-_COOKIE: Final = 0x2112A442  # RFC 8489 section 5
-_BINDING: Final = 0x0001
-_ALLOCATE: Final = 0x0003  # RFC 8656; a TURN server may be told to ignore binding requests
-_REQUESTED_TRANSPORT_UDP: Final = struct.pack(">HHB3x", 0x0019, 4, socket.IPPROTO_UDP)
-
+_LEAST_GRACE_S: Final = 0.05
 _log = structlog.get_logger("aegis_links.ice_servers")
 
-Scheme: TypeAlias = Literal["stun", "turn"]
+Transport: TypeAlias = Literal["udp", "tcp", "tls"]
 
 
 @dataclass(frozen=True)
@@ -44,18 +37,14 @@ class ServerAddress:
     scheme: Scheme
     host: str
     port: int
-    transport: Literal["udp", "tcp"]
-    username: str | None
-    credential: str | None
+    transport: Transport
+    username: str | None = None
+    credential: str | None = field(default=None, repr=False)
 
-
-@dataclass(frozen=True)
-class LiveServers:
-    """The first server of each kind that answered. turn_asked: a TURN server was configured."""
-
-    stun: ServerAddress | None = None
-    turn: ServerAddress | None = None
-    turn_asked: bool = False
+    @property
+    def place(self) -> tuple[Scheme, str, int, Transport]:
+        """What an answer to a knock is about: the same for all credentials."""
+        return self.scheme, self.host, self.port, self.transport
 
 
 @dataclass(frozen=True)
@@ -66,12 +55,36 @@ class ServerAnswer:
     reason: str | None
 
 
+@dataclass(frozen=True)
+class LiveServers:
+    """
+    The first server of each kind that answered.
+
+    turn_refusals  the TURN servers before that one, or all, and why each is left out
+    tls            how the certificate of a `turns:` server is judged
+    """
+
+    stun: ServerAddress | None = None
+    turn: ServerAddress | None = None
+    turn_refusals: tuple[ServerAnswer, ...] = ()
+    tls: ssl.SSLContext | None = None
+
+    @property
+    def turn_asked(self) -> bool:
+        """A TURN server was configured."""
+        return self.turn is not None or bool(self.turn_refusals)
+
+
+Verdict: TypeAlias = "asyncio.Task[str | None]"
+"""Why a server is of no use; None where it answered."""
+
+
 async def ask_all(
-    servers: Sequence[IceServer], *, deadline_s: float = PROBE_DEADLINE_S
+    servers: Sequence[IceServer], *, tls: ssl.SSLContext | None = None
 ) -> tuple[ServerAnswer, ...]:
     """Knock at each server and tell what came of it. Never raises."""
-    addresses = [address for server in servers for address in _addresses(server)]
-    refusals = await asyncio.gather(*(_refusal(address, deadline_s) for address in addresses))
+    addresses = addresses_of(servers)
+    refusals = await asyncio.gather(*(refusal(address, tls) for address in addresses))
     return tuple(
         ServerAnswer(address.url, reason)
         for address, reason in zip(addresses, refusals, strict=True)
@@ -79,96 +92,91 @@ async def ask_all(
 
 
 async def find_live(
-    servers: Sequence[IceServer], *, deadline_s: float = PROBE_DEADLINE_S
+    servers: Sequence[IceServer], *, tls: ssl.SSLContext | None = None
 ) -> LiveServers:
     """Return the servers to use; what is left out is logged with the reason. Never raises."""
-    addresses = [address for server in servers for address in _addresses(server)]
-    refusals = await asyncio.gather(*(_refusal(address, deadline_s) for address in addresses))
-    live = [address for address, reason in zip(addresses, refusals, strict=True) if not reason]
-    return LiveServers(
-        stun=next((address for address in live if address.scheme == "stun"), None),
-        turn=next((address for address in live if address.scheme == "turn"), None),
-        turn_asked=any(address.scheme == "turn" for address in addresses),
-    )
+    addresses = addresses_of(servers)
+    asked = [asyncio.create_task(refusal(address, tls)) for address in addresses]
+    try:
+        return await first_of_each(addresses, asked, tls)
+    finally:
+        for verdict in asked:
+            verdict.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
 
 
-def _addresses(server: IceServer) -> list[ServerAddress]:
+def addresses_of(servers: Sequence[IceServer]) -> list[ServerAddress]:
+    """Every URL that can be used, in order; the others are logged."""
     found = []
-    for url in server.urls:
-        match = _URL.fullmatch(url)
-        if match is None:
-            _log.warning("ice_server.left_out", url=url, reason="the URL can't be used here")
-            continue
-        secure = match["scheme"] == "turns"
-        scheme: Scheme = "stun" if match["scheme"] == "stun" else "turn"
-        transport: Literal["udp", "tcp"] = "tcp" if secure or match["transport"] == "tcp" else "udp"
-        port = int(match["port"] or (5349 if secure else 3478))
-        host = match["host"].strip("[]")
-        found.append(
-            ServerAddress(url, scheme, host, port, transport, server.username, server.credential)
-        )
+    for server in servers:
+        for url in server.urls:
+            match = _URL.fullmatch(url)
+            if match is None:
+                _log.warning("ice_server.left_out", url=url, reason="the URL can't be used here")
+                continue
+            secure = match["scheme"] == "turns"
+            over_tcp: Transport = "tcp" if match["transport"] == "tcp" else "udp"
+            found.append(
+                ServerAddress(
+                    url,
+                    "stun" if match["scheme"] == "stun" else "turn",
+                    match["host"].strip("[]"),
+                    int(match["port"] or (5349 if secure else 3478)),
+                    "tls" if secure else over_tcp,
+                    server.username,
+                    server.credential,
+                )
+            )
     return found
 
 
-async def _refusal(address: ServerAddress, deadline_s: float) -> str | None:
-    knock = _knock_udp if address.transport == "udp" else _knock_tcp
-    try:
-        async with asyncio.timeout(deadline_s):
-            await knock(address)
-    except TimeoutError:
-        reason = "no answer in time"
-    except OSError as exc:
-        reason = str(exc) or type(exc).__name__
-    else:
-        return None
-    _log.warning("ice_server.left_out", url=address.url, reason=reason)
-    return reason
-
-
-async def _knock_tcp(address: ServerAddress) -> None:
-    _, writer = await asyncio.open_connection(address.host, address.port)
-    writer.transport.abort()
-
-
-async def _knock_udp(address: ServerAddress) -> None:
-    """Return when the server answers a request of ours, with whatever verdict."""
-    loop = asyncio.get_running_loop()
-    # ICE resolves a STUN server to IPv4 only, so that is what is knocked at.
-    family = socket.AF_INET if address.scheme == "stun" else socket.AF_UNSPEC
-    found = await loop.getaddrinfo(
-        address.host, address.port, family=family, type=socket.SOCK_DGRAM
+async def first_of_each(
+    addresses: Sequence[ServerAddress],
+    verdicts: Sequence[Verdict],
+    tls: ssl.SSLContext | None,
+) -> LiveServers:
+    """
+    Wait until the choice is clear. An earlier server that has not answered yet is waited for as
+    long again as a later one took, and no longer: whoever has a second way is not held up.
+    """
+    (stun, _), (turn, refusals) = await asyncio.gather(
+        *(_first(scheme, addresses, verdicts) for scheme in ("stun", "turn"))
     )
-    transaction = secrets.token_bytes(12)
-    if address.scheme == "stun":
-        kind, attributes = _BINDING, b""
-    else:
-        kind, attributes = _ALLOCATE, _REQUESTED_TRANSPORT_UDP
-    request = struct.pack(">HHI", kind, len(attributes), _COOKIE) + transaction + attributes
-    transport, door = await loop.create_datagram_endpoint(
-        lambda: _Door(transaction), remote_addr=(str(found[0][4][0]), address.port)
-    )
-    try:
-        while not door.opened.done():
-            transport.sendto(request)
-            await asyncio.wait({door.opened}, timeout=_RESEND_S)
-        door.opened.result()
-    finally:
-        transport.abort()
-        door.opened.cancel()
+    return LiveServers(stun, turn, refusals, tls)
 
 
-class _Door(asyncio.DatagramProtocol):
-    """Waits for the answer to one STUN transaction."""
+async def refusal(address: ServerAddress, tls: ssl.SSLContext | None) -> str | None:
+    """Knock once: return why the server is of no use, or None."""
+    if address.transport == "tls" and tls is None:
+        tls = ssl.create_default_context()
+    return await knocked(address.scheme, address.host, address.port, address.transport, tls)
 
-    def __init__(self, transaction: bytes) -> None:
-        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._transaction = transaction
 
-    def datagram_received(self, data: bytes, addr: object) -> None:
-        if len(data) >= 20 and data[8:20] == self._transaction and not self.opened.done():
-            self.opened.set_result(None)
-
-    def error_received(self, exc: Exception) -> None:
-        """A closed port says so at once (ICMP)."""
-        if not self.opened.done():
-            self.opened.set_exception(exc)
+async def _first(
+    scheme: str, addresses: Sequence[ServerAddress], verdicts: Sequence[Verdict]
+) -> tuple[ServerAddress | None, tuple[ServerAnswer, ...]]:
+    asked = [
+        (address, verdict)
+        for address, verdict in zip(addresses, verdicts, strict=True)
+        if address.scheme == scheme
+    ]
+    clock = asyncio.get_running_loop().time
+    began, patience_until = clock(), float("inf")
+    while waiting := [verdict for _, verdict in asked if not verdict.done()]:
+        answered = [verdict.done() and verdict.result() is None for _, verdict in asked]
+        if True in answered:
+            if all(verdict.done() for _, verdict in asked[: answered.index(True)]):
+                break
+            patience_until = min(patience_until, clock() + max(_LEAST_GRACE_S, clock() - began))
+        left_s = None if patience_until == float("inf") else patience_until - clock()
+        if left_s is not None and left_s <= 0:
+            break
+        await asyncio.wait(waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+    refusals: list[ServerAnswer] = []
+    for address, verdict in asked:
+        reason = verdict.result() if verdict.done() else "slower than the next"
+        if reason is None:
+            return address, tuple(refusals)
+        _log.warning("ice_server.left_out", url=address.url, reason=reason)
+        refusals.append(ServerAnswer(address.url, reason))
+    return None, tuple(refusals)

@@ -19,8 +19,10 @@ from aegis_protocol.errors import AegisError
 from aegis_protocol.failures.link import (
     ChannelNotGranted,
     LinkClosed,
+    LinkError,
     LinkFlooded,
     LinkNotOpened,
+    LinkUnreachable,
     PeerGone,
     RelayUnavailable,
     SdpInvalid,
@@ -33,6 +35,7 @@ from aiortc import RTCDataChannel
 from aegis_links.association import AssociationEars
 from aegis_links.certificate import Certificate
 from aegis_links.channel import Channel
+from aegis_links.ice_guide import IceGuide
 from aegis_links.ice_servers import LiveServers, find_live
 from aegis_links.liveness import PING_AFTER_S, TICK_S, Liveness
 from aegis_links.pacing import Pacer
@@ -119,6 +122,7 @@ class PeerLink:
         *,
         channels: Iterable[ChannelName],
         ice_servers: Sequence[IceServer] = (),
+        guide: IceGuide | None = None,
         relay_only: bool = False,
         send_queue_bytes: int = SEND_QUEUE_CAP_BYTES,
         max_bandwidth_kbps: int = 0,
@@ -127,13 +131,15 @@ class PeerLink:
         """
         A link whose `offer_sdp` is ready. Give it the answer with `accept_answer`.
 
+        guide        what is known of the servers; without it they are asked, which may take time
+        relay_only   use none but relayed addresses, and show no other to the peer
         max_bandwidth_kbps, max_message_rate   slow what this side sends; 0 is no limit
 
         Raises NoCandidates, RelayUnavailable (with relay_only).
         """
         link = cls(
             certificate,
-            await find_live(ice_servers),
+            await (guide.living(ice_servers) if guide else find_live(ice_servers)),
             channels,
             Pacer(max_bandwidth_kbps, max_message_rate, asyncio.get_running_loop().time),
             offering=True,
@@ -159,6 +165,7 @@ class PeerLink:
         expected_fingerprint: Fingerprint,
         granted: Iterable[ChannelName],
         ice_servers: Sequence[IceServer] = (),
+        guide: IceGuide | None = None,
         relay_only: bool = False,
         send_queue_bytes: int = SEND_QUEUE_CAP_BYTES,
         max_bandwidth_kbps: int = 0,
@@ -179,7 +186,7 @@ class PeerLink:
         expected_fingerprint.expect(remote.fingerprint)
         link = cls(
             certificate,
-            await find_live(ice_servers),
+            await (guide.living(ice_servers) if guide else find_live(ice_servers)),
             granted,
             Pacer(max_bandwidth_kbps, max_message_rate, asyncio.get_running_loop().time),
             offering=False,
@@ -238,15 +245,18 @@ class PeerLink:
         `espctl` where it is granted.
 
         Raises LinkNotOpened at the deadline, which also ends the link, or the link's error:
-        LinkUnreachable, HandshakeFailed, FingerprintMismatch, LinkClosed.
+        LinkUnreachable, HandshakeFailed, FingerprintMismatch, LinkClosed. Where no way was found
+        and a relay that was configured gave no address, that is the error: RelayUnavailable.
         """
         try:
             async with asyncio.timeout(deadline_s):
                 await self._settled.wait()
         except TimeoutError as exc:
-            error = LinkNotOpened(
-                f"The connection was not open after {deadline_s:g} s.",
-                progress=self._transport.progress(),
+            error = self._unopened(
+                LinkNotOpened(
+                    f"The connection was not open after {deadline_s:g} s.",
+                    progress=self._transport.progress(),
+                )
             )
             self._end(error)
             raise error from exc
@@ -330,11 +340,24 @@ class PeerLink:
             await self._transport.connect(remote, role)
             async with TaskOwner.around(self._open_when_ready(), "link opening"):
                 await self._watch()
+        except LinkUnreachable as exc:
+            self._end(self._unopened(exc))
         except AegisError as exc:
             self._end(exc)
         except Exception:
             self._end(AegisError("A defect ended the connection."))
             raise
+
+    def _unopened(self, error: LinkError) -> LinkError:
+        """Return `error`, or what is wrong with the relay where that left no way to the peer."""
+        relay = self._transport.relay_unavailable
+        progress = self._transport.progress()
+        if relay is None or progress["ice"] == "completed":
+            return error
+        return type(relay)(
+            f"No direct way to the peer was found. {relay.message}",
+            **{**relay.facts, "progress": progress},
+        )
 
     async def _open_when_ready(self) -> None:
         awaited = self._channels if self._offering else {ChannelName.ESPCTL} & set(self._channels)

@@ -24,13 +24,14 @@ from aegis_protocol.failures.link import (
     RelayUnavailable,
 )
 from aegis_protocol.fingerprint import Fingerprint
+from aioice.ice import Connection, StunProtocol
+from aioice.turn import TurnTransport
 from aiortc import (
     RTCDataChannel,
     RTCDataChannelParameters,
     RTCDtlsTransport,
     RTCIceCandidate,
     RTCIceGatherer,
-    RTCIceServer,
     RTCIceTransport,
 )
 from aiortc.rtcconfiguration import RTCIceTransportPolicy
@@ -44,10 +45,12 @@ from aegis_links.consent import query_consent
 from aegis_links.fast.dtls import FastDtls
 from aegis_links.fast.guard import is_fast
 from aegis_links.fast.receiving import Breach
-from aegis_links.ice_servers import LiveServers, ServerAddress
+from aegis_links.ice_servers import LiveServers
+from aegis_links.relay_refusal import none_answers, why_refused
 from aegis_links.session_description import DtlsRole, RemoteDescription, write_description
 
 STOP_LIMIT_S: Final = 2.0
+RELAY_STOP_LIMIT_S: Final = 1.0
 _log = structlog.get_logger("aegis_links.transport")
 
 
@@ -77,13 +80,15 @@ class Transport:
         self._relay_only = relay_only
         self._certificate = certificate
         self._gatherer = RTCIceGatherer(
-            [_rtc_server(server) for server in (servers.stun, servers.turn) if server],
-            RTCIceTransportPolicy.RELAY if relay_only else RTCIceTransportPolicy.ALL,
+            [], RTCIceTransportPolicy.RELAY if relay_only else RTCIceTransportPolicy.ALL
         )
         self._ice = RTCIceTransport(self._gatherer)
         connection = self._ice._connection
+        _use_servers(connection, servers)
         connection.ice_controlling = offering
         connection.query_consent = partial(query_consent, connection)  # type: ignore[method-assign]
+        connection.protocol_lost = self._socket_lost  # type: ignore[method-assign]
+        self._way_lost = False
         fast = is_fast()
         self._dtls = (FastDtls if fast else RTCDtlsTransport)(self._ice, [certificate.rtc])
         self._dtls.on("statechange", self._dtls_moved)
@@ -104,14 +109,14 @@ class Transport:
         await self._gatherer.gather()
         kinds = [candidate.type for candidate in self._gatherer.getLocalCandidates()]
         if self._servers.turn_asked and "relay" not in kinds:
-            # aiortc says nothing about wrong or expired credentials: the absence is the sign.
             turn = self._servers.turn
-            self.relay_unavailable = RelayUnavailable(
-                f"The TURN server {turn.url} answers but gave no relay address."
-                if turn
-                else "No TURN server answers."
+            self.relay_unavailable = (
+                none_answers(self._servers.turn_refusals)
+                if turn is None
+                else await why_refused(turn, self._servers.tls)
             )
-            _log.warning("relay.not_available", reason=self.relay_unavailable.message)
+            refused = self.relay_unavailable
+            _log.warning("relay.not_available", code=refused.code, reason=refused.message)
         if not kinds and self._relay_only:
             raise self.relay_unavailable or RelayUnavailable(
                 "Only relayed connections are allowed, and no TURN server is configured."
@@ -205,7 +210,7 @@ class Transport:
             await asyncio.wait({pump}, timeout=STOP_LIMIT_S)
             if pump.done() and not pump.cancelled() and pump.exception() is not None:
                 return LinkBroken("The peer sent something that breaks the protocol.")
-        if self._ice.state == "failed":
+        if self._way_lost or self._ice.state == "failed":
             return PeerGone("The network path to the peer is gone.")
         return None
 
@@ -241,6 +246,7 @@ class Transport:
         await asyncio.sleep(0)
         await self._bounded("association", self.association.stop)
         await self._bounded("dtls", self._dtls.stop)
+        await _give_back_relays(self._ice._connection)
         await self._bounded("ice", self._ice.stop)
         if pump is not None:
             pump.cancel()
@@ -264,6 +270,13 @@ class Transport:
         if found is not None:
             expected.expect(Fingerprint(found.fingerprint(SHA256())))
 
+    def _socket_lost(self, protocol: StunProtocol) -> None:
+        """A socket is closed though nobody here did it: above all that of a relay over TCP."""
+        connection = self._ice._connection
+        if any(pair.protocol is protocol for pair in connection._nominated.values()):
+            self._way_lost = True
+        Connection.protocol_lost(connection, protocol)
+
     def _dtls_moved(self) -> None:
         if self._dtls.state in ("closed", "failed"):
             self.ended.set()
@@ -280,5 +293,30 @@ class Transport:
                 waiter.cancel()
 
 
-def _rtc_server(server: ServerAddress) -> RTCIceServer:
-    return RTCIceServer(server.url, server.username, server.credential)
+async def _give_back_relays(connection: Connection) -> None:
+    """Let relays go, and no longer: ICE itself asks one that is dead for half a minute."""
+    relays = [p.transport for p in connection._protocols if isinstance(p.transport, TurnTransport)]
+    for relay in relays:
+        relay.close()
+    asking = [relay.__dict__["_TurnTransport__close_task"] for relay in relays]
+    if asking:
+        _, in_vain = await asyncio.wait(asking, timeout=RELAY_STOP_LIMIT_S)
+        for asked in in_vain:
+            _log.info("relay.not_given_back")
+            asked.cancel()  # which closes the socket all the same
+        if in_vain:
+            await asyncio.wait(in_vain)
+
+
+def _use_servers(connection: Connection, servers: LiveServers) -> None:
+    """Give ICE its servers: by aiortc's own way neither IPv6 nor a private CA would work."""
+    stun, turn = servers.stun, servers.turn
+    if stun is not None:
+        connection.stun_server = (stun.host, stun.port)
+    if turn is not None:
+        connection.turn_server = (turn.host, turn.port)
+        connection.turn_username, connection.turn_password = turn.username, turn.credential
+        connection.turn_transport = "udp" if turn.transport == "udp" else "tcp"
+        if turn.transport == "tls":
+            # Passed on to asyncio as it is, where a context will do.
+            connection.turn_ssl = servers.tls or True  # type: ignore[assignment]

@@ -100,6 +100,10 @@ class Welcome(Wire):
     over_jobs: tuple[Id, ...] = ()
     """Those of hello's jobs that control knows to be over: end them."""
     standing: Standing = Field(default_factory=Standing)
+    ice_urls: tuple[Annotated[str, StringConstraints(max_length=256)], ...] = Field(
+        default=(), max_length=32
+    )
+    """The STUN and TURN servers that offers will name: find out beforehand which of them answer."""
 
 
 class Refused(Wire):

@@ -78,6 +78,7 @@ class LinkEndpoint:
         *,
         proxies: Sequence[Network],
         base_url: str,
+        ice_urls: tuple[str, ...],
         silence_s: float,
         greet_s: float,
     ) -> None:
@@ -90,6 +91,7 @@ class LinkEndpoint:
         self._proxies = proxies
         self._frames = Frames(ledger, links)
         self._base_url = base_url
+        self._ice_urls = ice_urls
         self._silence_s = silence_s
         self._ping_s = silence_s / 3
         self._greet_s = greet_s
@@ -186,6 +188,7 @@ class LinkEndpoint:
             silence_secs=self._silence_s,
             over_jobs=found.over,
             standing=standing(record, now_s=time.time()),
+            ice_urls=self._ice_urls,
         )
         link = Link(
             socket, request.transport, hello, name=record.name, epoch=epoch, ping_s=self._ping_s

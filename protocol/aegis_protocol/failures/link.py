@@ -58,12 +58,39 @@ class NoCandidates(LinkError):
 
 
 class RelayUnavailable(LinkError):
+    """A TURN server is configured and gave no relayed address; the children say why."""
+
     code = "link.relay_unavailable"
     remedy = (
-        "The TURN server gave no relay address: check that its shared secret is the same on"
-        " control and on the TURN server, that their clocks agree, and that its port is open."
+        "The TURN server gave no relay address: look at its log, its quotas and its range of"
+        " relay ports."
     )
     retryable = True
+
+
+class RelayRefused(RelayUnavailable):
+    code = "link.relay_refused"
+    remedy = (
+        "Give control and the TURN server the same secret (AEGIS_TURN_SECRET and coturn's"
+        " static-auth-secret), and check that their clocks agree."
+    )
+    retryable = False
+
+
+class RelayExpired(RelayUnavailable):
+    code = "link.relay_expired"
+    remedy = (
+        "The credentials last as long as the job and 90 s: ask for a new job, or set the clocks of"
+        " this machine, control and the TURN server."
+    )
+
+
+class RelayUnreachable(RelayUnavailable):
+    code = "link.relay_unreachable"
+    remedy = (
+        "Start the TURN server, and open its ports for this machine; where UDP is blocked, name it"
+        " by `turns:` or `?transport=tcp` at control as well."
+    )
 
 
 class LinkNotOpened(LinkError):

@@ -1,0 +1,187 @@
+"""A real TURN server: relayed links by each way to it, and what is said when there is no relay."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aegis_links.certificate import Certificate
+from aegis_links.ice_guide import IceGuide
+from aegis_links.peer_link import PeerLink
+from aegis_protocol.channels import ChannelName
+from aegis_protocol.failures.link import (
+    PeerGone,
+    RelayExpired,
+    RelayRefused,
+    RelayUnreachable,
+)
+from aegis_protocol.http_api import IceServer
+from linked_peers import linked_peers
+from turn_server import TurnServer, Way, turn_server
+
+pytestmark = [pytest.mark.timeout(60), pytest.mark.requires("turnserver")]
+
+CHANNELS = {ChannelName.ESPCTL, ChannelName.FIRMWARE}
+
+
+@pytest.fixture
+async def turn(tmp: Path) -> AsyncIterator[TurnServer]:
+    async with turn_server(tmp) as server:
+        yield server
+
+
+@pytest.mark.parametrize("way", ["udp", "tcp", "tls"])
+async def test_a_link_that_may_only_be_relayed_carries_every_byte(
+    turn: TurnServer, way: Way
+) -> None:
+    sent = b"".join(number.to_bytes(4, "big") * 4096 for number in range(64))
+    async with (
+        IceGuide(turn.trust).running() as guide,
+        linked_peers(ice_servers=turn.servers(way), guide=guide, relay_only=True) as peers,
+    ):
+        assert peers.client.path == peers.agent.path == "relay/relay"
+        assert "typ host" not in peers.client.offer_sdp + peers.agent.answer_sdp
+        firmware = peers.agent.channel(ChannelName.FIRMWARE)
+        received = asyncio.create_task(_digest(peers.client, len(sent)))
+        for start in range(0, len(sent), 16384):
+            await firmware.send(sent[start : start + 16384])
+        assert await received == hashlib.sha256(sent).digest()
+
+
+async def test_a_relayed_peer_meets_one_that_is_not(turn: TurnServer) -> None:
+    """The relay of one side alone is enough: the other knows of no server."""
+    certificate = Certificate.generate()
+    async with (
+        PeerLink.offering(
+            certificate, channels=CHANNELS, ice_servers=turn.servers("udp"), relay_only=True
+        ) as client,
+        PeerLink.answering(
+            client.offer_sdp,
+            agent_certificate := Certificate.generate(),
+            expected_fingerprint=certificate.fingerprint,
+            granted=CHANNELS,
+            ice_servers=turn.servers("tcp"),
+        ) as agent,
+    ):
+        await client.accept_answer(
+            agent.answer_sdp, expected_fingerprint=agent_certificate.fingerprint
+        )
+        await asyncio.gather(client.opened(10), agent.opened(10))
+        assert client.path.startswith("relay/")
+
+
+@pytest.mark.parametrize("way", ["udp", "tcp", "tls"])
+async def test_another_secret_than_the_servers_is_told(turn: TurnServer, way: Way) -> None:
+    with pytest.raises(RelayRefused) as caught:
+        async with _relay_only(turn, turn.servers(way, secret="another")):
+            pytest.fail("there is no relay")
+    assert turn.url(way) in caught.value.message
+    assert "AEGIS_TURN_SECRET" in caught.value.remedy
+    assert not caught.value.retryable
+
+
+async def test_credentials_that_expired_are_told_with_the_time_since(turn: TurnServer) -> None:
+    with pytest.raises(RelayExpired) as caught:
+        async with _relay_only(turn, turn.servers("udp", ended_s=100)):
+            pytest.fail("there is no relay")
+    assert 100 <= caught.value.facts["over_s"] < 130
+    assert caught.value.retryable
+
+
+async def test_a_server_whose_certificate_is_not_trusted_is_told(turn: TurnServer) -> None:
+    with pytest.raises(RelayUnreachable, match="its certificate is not trusted"):
+        async with PeerLink.offering(
+            Certificate.generate(),
+            channels=CHANNELS,
+            ice_servers=turn.servers("tls"),
+            relay_only=True,
+        ):
+            pytest.fail("there is no relay")
+
+
+async def test_the_next_way_is_taken_where_udp_is_blocked(turn: TurnServer) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        blocked = f"turn:127.0.0.1:{deaf.getsockname()[1]}"
+        (right,) = turn.servers("tcp", "tls")
+        servers = [right.model_copy(update={"urls": (blocked, *right.urls)})]
+        began = time.monotonic()
+        async with (
+            IceGuide(turn.trust).running() as guide,
+            linked_peers(ice_servers=servers, guide=guide, relay_only=True) as peers,
+        ):
+            assert peers.client.path == "relay/relay"
+        assert time.monotonic() - began < 10
+
+
+async def test_a_refused_relay_is_the_error_where_no_direct_way_is_found(turn: TurnServer) -> None:
+    """The peer is nowhere: what could have helped is named, and the time is kept."""
+    certificate, absent = Certificate.generate(), Certificate.generate()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        async with PeerLink.offering(
+            certificate, channels=CHANNELS, ice_servers=turn.servers("udp", secret="another")
+        ) as link:
+            assert isinstance(link.relay_unavailable, RelayRefused)
+            async with PeerLink.answering(
+                link.offer_sdp,
+                absent,
+                expected_fingerprint=certificate.fingerprint,
+                granted=CHANNELS,
+            ) as answering:
+                answer = [
+                    line
+                    for line in answering.answer_sdp.splitlines()
+                    if not line.startswith(("a=candidate:", "a=end-of-candidates"))
+                ]
+            port = deaf.getsockname()[1]
+            answer.append(f"a=candidate:1 1 udp 2130706431 127.0.0.1 {port} typ host")
+            await link.accept_answer(
+                "\r\n".join(answer) + "\r\n", expected_fingerprint=absent.fingerprint
+            )
+            with pytest.raises(RelayRefused, match="No direct way") as caught:
+                await link.opened(1)
+    assert caught.value.facts["progress"]["remote_candidates"] == 1
+
+
+@pytest.mark.parametrize("way", ["udp", "tcp"])
+async def test_a_relay_that_dies_ends_the_link_in_time(turn: TurnServer, way: Way) -> None:
+    async with linked_peers(ice_servers=turn.servers(way), relay_only=True) as peers:
+        turn.process.kill()
+        began = time.monotonic()
+        for end in await asyncio.gather(peers.client.wait_closed(), peers.agent.wait_closed()):
+            assert isinstance(end, PeerGone)
+        assert time.monotonic() - began < 8
+    assert asyncio.all_tasks() == {asyncio.current_task()}, "a dead relay is asked to let go"
+
+
+@asynccontextmanager
+async def _relay_only(turn: TurnServer, servers: tuple[IceServer, ...]) -> AsyncIterator[PeerLink]:
+    async with (
+        IceGuide(turn.trust).running() as guide,
+        PeerLink.offering(
+            Certificate.generate(),
+            channels=CHANNELS,
+            ice_servers=servers,
+            guide=guide,
+            relay_only=True,
+        ) as link,
+    ):
+        yield link
+
+
+async def _digest(link: PeerLink, size_bytes: int) -> bytes:
+    digest = hashlib.sha256()
+    async for message in link.channel(ChannelName.FIRMWARE):
+        assert isinstance(message, bytes)
+        digest.update(message)
+        size_bytes -= len(message)
+        if size_bytes == 0:
+            break
+    return digest.digest()

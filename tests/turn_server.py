@@ -1,0 +1,137 @@
+"""
+A real TURN server (coturn) of a test's own on loopback, over UDP, TCP and TLS.
+
+Addresses on loopback may be relayed to here, which docs/networks.md forbids for a server in use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import ipaddress
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from aegis_control.turn import SPARE_S, ice_servers
+from aegis_links.ice_servers import ask_all
+from aegis_protocol.http_api import IceServer
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+SECRET: Final = "a shared secret"
+HOST: Final = "127.0.0.1"
+
+Way = Literal["udp", "tcp", "tls"]
+
+
+@dataclass(frozen=True)
+class TurnServer:
+    port: int
+    tls_port: int
+    ca: Path
+    process: subprocess.Popen[bytes]
+
+    def url(self, way: Way) -> str:
+        if way == "tls":
+            return f"turns:{HOST}:{self.tls_port}"
+        return f"turn:{HOST}:{self.port}?transport={way}"
+
+    def servers(
+        self, *ways: Way, secret: str = SECRET, ended_s: float = -600
+    ) -> tuple[IceServer, ...]:
+        """As control hands them out with a grant of a job that ended `ended_s` ago."""
+        return ice_servers(
+            stun_urls=(),
+            turn_urls=[self.url(way) for way in ways],
+            turn_secret=secret,
+            job_id="job",
+            side="client",
+            ends_at_s=time.time() - ended_s - SPARE_S,
+        )
+
+    @property
+    def trust(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=self.ca)
+
+
+@asynccontextmanager
+async def turn_server(folder: Path) -> AsyncIterator[TurnServer]:
+    """Started, answering, and stopped in the end. `folder` is for its files."""
+    with running(folder) as server:
+
+        async def answers() -> bool:
+            asked = await ask_all(server.servers("udp", "tcp", "tls"), tls=server.trust)
+            return all(answer.reason is None for answer in asked)
+
+        async with asyncio.timeout(10):
+            while not await answers():
+                assert server.process.poll() is None, (folder / "turn.log").read_text()
+                await asyncio.sleep(0.02)
+        yield server
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[TurnServer]:
+    certificate, key = write_certificate(folder)
+    port, tls_port = _free_port(), _free_port()
+    words = [
+        "turnserver", "-n", "--no-cli", "--no-dtls", "--simple-log", "--fingerprint",
+        f"--listening-ip={HOST}", f"--relay-ip={HOST}", "--allow-loopback-peers",
+        f"--listening-port={port}", f"--tls-listening-port={tls_port}",
+        f"--cert={certificate}", f"--pkey={key}",
+        "--use-auth-secret", f"--static-auth-secret={SECRET}", "--realm=aegis.test",
+        "--log-file=stdout", f"--pidfile={folder}/turn.pid", f"--userdb={folder}/turn.db",
+    ]  # fmt: skip
+    with (folder / "turn.log").open("wb") as log:
+        process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
+    try:
+        yield TurnServer(port, tls_port, certificate, process)
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+def write_certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate for HOST that vouches for itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "turn")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST))]),
+            critical=False,
+        )
+        .sign(key, hashes.SHA256())
+    )
+    public, private = folder / "turn-cert.pem", folder / "turn-key.pem"
+    public.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    private.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return public, private
+
+
+def _free_port() -> int:
+    with socket.socket() as tcp:
+        tcp.bind((HOST, 0))
+        return int(tcp.getsockname()[1])
