@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from aegis_links import ice_knock
 from aegis_links.certificate import Certificate
 from aegis_links.ice_guide import IceGuide
 from aegis_links.peer_link import PeerLink
@@ -31,7 +32,9 @@ CHANNELS = {ChannelName.ESPCTL, ChannelName.FIRMWARE}
 
 
 @pytest.fixture
-async def turn(tmp: Path) -> AsyncIterator[TurnServer]:
+async def turn(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TurnServer]:
+    for transport in ("tcp", "tls"):  # a busy machine is no dead server
+        monkeypatch.setitem(ice_knock.KNOCK_DEADLINE_S, transport, 20.0)
     async with turn_server(tmp) as server:
         yield server
 
