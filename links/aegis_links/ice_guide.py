@@ -52,8 +52,9 @@ class IceGuide:
         self._known: dict[Place, _Known] = {}
         self._asking: set[asyncio.Task[str | None]] = set()
 
-    def __len__(self) -> int:
-        """How many servers are known."""
+    @property
+    def known(self) -> int:
+        """How many servers are kept in mind."""
         return len(self._known)
 
     @asynccontextmanager

@@ -139,7 +139,7 @@ class PeerLink:
         """
         link = cls(
             certificate,
-            await (guide.living(ice_servers) if guide else find_live(ice_servers)),
+            await _live_servers(ice_servers, guide),
             channels,
             Pacer(max_bandwidth_kbps, max_message_rate, asyncio.get_running_loop().time),
             offering=True,
@@ -186,7 +186,7 @@ class PeerLink:
         expected_fingerprint.expect(remote.fingerprint)
         link = cls(
             certificate,
-            await (guide.living(ice_servers) if guide else find_live(ice_servers)),
+            await _live_servers(ice_servers, guide),
             granted,
             Pacer(max_bandwidth_kbps, max_message_rate, asyncio.get_running_loop().time),
             offering=False,
@@ -466,3 +466,7 @@ class PeerLink:
     async def _tell_rejected(self, tell: OnRejected, error: ChannelNotGranted) -> None:
         with suppress(AegisError):  # the link ended meanwhile: nobody is left to be told
             await tell(error)
+
+
+async def _live_servers(servers: Sequence[IceServer], guide: IceGuide | None) -> LiveServers:
+    return await (find_live(servers) if guide is None else guide.living(servers))
