@@ -153,7 +153,7 @@ async def test_a_refused_relay_is_the_error_where_no_direct_way_is_found(turn: T
     assert caught.value.facts["progress"]["remote_candidates"] == 1
 
 
-@pytest.mark.parametrize("way", ["udp", "tcp"])
+@pytest.mark.parametrize("way", [pytest.param("udp", marks=pytest.mark.long), "tcp"])
 async def test_a_relay_that_dies_ends_the_link_in_time(turn: TurnServer, way: Way) -> None:
     async with linked_peers(ice_servers=turn.servers(way), relay_only=True) as peers:
         turn.process.kill()
