@@ -11,6 +11,7 @@ from typing import Final
 from aegis_control.config import ControlConfig
 from aegis_control.deadlines import Deadlines, Graces
 from aegis_control.enrollment import Enrollment
+from aegis_control.fleet import FleetMirror
 from aegis_control.granting import Granting
 from aegis_control.hub import Hub
 from aegis_control.issuer import Issuer
@@ -25,9 +26,10 @@ from aegis_control.placement import Placement
 from aegis_control.presence import Presence
 from aegis_control.rate_limits import RateLimits
 from aegis_control.signaling import Signaling
-from aegis_control.store import jobs
+from aegis_control.store import agents, jobs
 from aegis_control.store.database import Database
 from aegis_control.store.jobs import LIVE
+from aegis_control.store.mirror import Mirror
 
 _LOOPS_END_S: Final = 6.0
 """Longer than SQLite waits for a lock."""
@@ -119,11 +121,15 @@ def wire(
     orders = Orders(links)
     database.bus.subscribe("job", hub.notify)
     database.bus.subscribe("agent", lambda _: changed.set())
-    placement = Placement(database, links, metrics, changed)
+    agent_records = Mirror(database, "agent", agents.some)
+    open_jobs = Mirror(database, "job", jobs.open_ones)
+    fleet = FleetMirror(database, links, agent_records, open_jobs)
+    placement = Placement(fleet, open_jobs, metrics, changed)
     ledger = Jobs(database, metrics, on_room=changed.set)
     granting = Granting(
         config,
-        database,
+        agent_records,
+        open_jobs,
         issuer,
         ledger,
         links,
@@ -166,6 +172,7 @@ def wire(
         ),
         deadlines=Deadlines(
             database,
+            open_jobs,
             ledger,
             links,
             orders,

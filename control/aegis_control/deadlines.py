@@ -33,6 +33,7 @@ from aegis_control.presence import Presence
 from aegis_control.store import agents, events, idempotency, jobs, keys
 from aegis_control.store.database import Database
 from aegis_control.store.jobs import LIVE, JobRecord
+from aegis_control.store.mirror import Mirror
 
 log = get_logger("deadlines")
 
@@ -92,6 +93,7 @@ class Deadlines:
     def __init__(
         self,
         database: Database,
+        open_jobs: Mirror[JobRecord],
         ledger: Jobs,
         links: Links,
         orders: Orders,
@@ -99,6 +101,7 @@ class Deadlines:
         graces: Graces,
     ) -> None:
         self._database = database
+        self._open_jobs = open_jobs
         self._ledger = ledger
         self._links = links
         self._orders = orders
@@ -125,10 +128,9 @@ class Deadlines:
 
     async def look(self) -> None:
         """Do once what is due."""
-        async with self._database.read() as conn:
-            open_jobs = await jobs.in_states(conn, (JobState.PENDING, *LIVE))
-        self._presence.keep_only({job.id for job in open_jobs})
-        for job in open_jobs:
+        open_jobs = await self._open_jobs.now()
+        self._presence.keep_only(open_jobs)
+        for job in tuple(open_jobs.values()):
             found = due(
                 job,
                 self._graces,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from aegis_protocol.board import Board
 from aegis_protocol.http_api import Agent, BoardRow
@@ -17,7 +17,30 @@ from aegis_control.link.registry import Links
 from aegis_control.scheduler import AgentView
 from aegis_control.store import agents, boards, jobs
 from aegis_control.store.agents import AgentRecord
+from aegis_control.store.database import Database
 from aegis_control.store.jobs import LIVE, JobRecord
+from aegis_control.store.mirror import Mirror
+
+
+class IdleViews:
+    """What the scheduler sees of each agent as long as it has no job; made anew when it changes."""
+
+    def __init__(self) -> None:
+        self._views: dict[str, tuple[tuple[object, ...], AgentView]] = {}
+
+    def of(self, record: AgentRecord, link: Link | None) -> AgentView:
+        told = () if link is None else (link.boards, link.warm, link.paused, link.draining)
+        source = (record, link, *told)
+        known = self._views.get(record.id)
+        if known is not None and known[0] == source:
+            return known[1]
+        view = _idle(record, link)
+        self._views[record.id] = source, view
+        return view
+
+    def keep_only(self, records: Mapping[str, AgentRecord]) -> None:
+        if len(self._views) > len(records):
+            self._views = {k: view for k, view in self._views.items() if k in records}
 
 
 @dataclass(frozen=True)
@@ -28,6 +51,7 @@ class Fleet:
     links: Mapping[str, Link]
     live: tuple[JobRecord, ...]
     holders: Mapping[tuple[str, str], str]
+    idle: IdleViews = field(default_factory=IdleViews)
 
     @classmethod
     async def look(cls, conn: AsyncConnection, links: Links) -> Fleet:
@@ -44,7 +68,16 @@ class Fleet:
         for job in self.live:
             if job.agent_id is not None:
                 taken[job.agent_id].append(job)
-        return [self._view(record, taken[record.id]) for record in self.records]
+        held: dict[str, list[str]] = defaultdict(list)
+        for agent_id, board_id in self.holders:
+            held[agent_id].append(board_id)
+        views = []
+        for record in self.records:
+            view = self.idle.of(record, self.links.get(record.id))
+            if record.id in taken or record.id in held:
+                view = _loaded(view, taken.get(record.id, ()), held.get(record.id, ()))
+            views.append(view)
+        return views
 
     def load(self) -> Mapping[str, int]:
         """How many jobs each identity has on agents."""
@@ -97,36 +130,6 @@ class Fleet:
                 )
         return tuple(rows)
 
-    def _view(self, record: AgentRecord, live: list[JobRecord]) -> AgentView:
-        link, hello = self.links.get(record.id), record.hello
-        if hello is None:
-            return AgentView(
-                record.id,
-                record.name,
-                AgentState.DISCONNECTED,
-                "was never connected",
-                slots_free=1 - len(live),
-            )
-        state, reason = _state(record, link)
-        return AgentView(
-            id=record.id,
-            name=record.name,
-            state=state,
-            reason=reason,
-            targets=frozenset(hello.targets),
-            toolchains=hello.toolchains,
-            labels=hello.labels,
-            boards=hello.boards if link is None else link.boards,
-            held=frozenset(b for agent_id, b in self.holders if agent_id == record.id),
-            slots=hello.slots,
-            slots_free=hello.slots - len(live),
-            cpu_cores=hello.cpu_cores,
-            cpu_free=hello.cpu_cores - sum(job.request.cpu_cores for job in live),
-            memory_mb=hello.memory_mb,
-            memory_free_mb=hello.memory_mb - sum(job.request.memory_mb for job in live),
-            warm=frozenset(hello.warm_projects) if link is None else link.warm,
-        )
-
     def _with_holder(self, agent_id: str, board: Board) -> Board:
         """The board's state as control knows it: what a job has is held, what is gone is gone."""
         if board.state is BoardState.GONE:
@@ -152,3 +155,63 @@ def _state(record: AgentRecord, link: Link | None) -> tuple[AgentState, str]:
             return AgentState.DRAINING, record.ordered_reason
         case _:
             return link.state()
+
+
+class FleetMirror:
+    """The fleet from memory, for who looks at it at every request."""
+
+    def __init__(
+        self,
+        database: Database,
+        links: Links,
+        agent_records: Mirror[AgentRecord],
+        open_jobs: Mirror[JobRecord],
+    ) -> None:
+        self._database = database
+        self._links = links
+        self._agents = agent_records
+        self._jobs = open_jobs
+        self._idle = IdleViews()
+
+    async def now(self) -> Fleet:
+        async with self._database.read() as conn:
+            holders = await boards.holders(conn)
+        open_jobs = await self._jobs.now()
+        live = tuple(job for job in open_jobs.values() if job.state in LIVE)
+        records = await self._agents.now()
+        self._idle.keep_only(records)
+        return Fleet(tuple(records.values()), self._links.all(), live, holders, self._idle)
+
+
+def _idle(record: AgentRecord, link: Link | None) -> AgentView:
+    hello = record.hello
+    if hello is None:
+        return AgentView(record.id, record.name, AgentState.DISCONNECTED, "was never connected")
+    state, reason = _state(record, link)
+    return AgentView(
+        id=record.id,
+        name=record.name,
+        state=state,
+        reason=reason,
+        targets=frozenset(hello.targets),
+        toolchains=hello.toolchains,
+        labels=hello.labels,
+        boards=hello.boards if link is None else link.boards,
+        slots=hello.slots,
+        slots_free=hello.slots,
+        cpu_cores=hello.cpu_cores,
+        cpu_free=hello.cpu_cores,
+        memory_mb=hello.memory_mb,
+        memory_free_mb=hello.memory_mb,
+        warm=frozenset(hello.warm_projects) if link is None else link.warm,
+    )
+
+
+def _loaded(idle: AgentView, live: Sequence[JobRecord], held: Sequence[str]) -> AgentView:
+    return replace(
+        idle,
+        held=frozenset(held),
+        slots_free=idle.slots_free - len(live),
+        cpu_free=idle.cpu_free - sum(job.request.cpu_cores for job in live),
+        memory_free_mb=idle.memory_free_mb - sum(job.request.memory_mb for job in live),
+    )

@@ -30,9 +30,10 @@ from aegis_control.log import get_logger
 from aegis_control.metrics import Metrics
 from aegis_control.placement import Placement
 from aegis_control.presence import Presence
-from aegis_control.store import agents, idempotency, identities, jobs
-from aegis_control.store.database import Database
+from aegis_control.store import idempotency, identities, jobs
+from aegis_control.store.agents import AgentRecord
 from aegis_control.store.jobs import JobRecord
+from aegis_control.store.mirror import Mirror
 from aegis_control.targets import check_target, check_version_wish
 from aegis_control.turn import Side, ice_servers
 
@@ -47,7 +48,8 @@ class Granting:
     def __init__(
         self,
         config: ControlConfig,
-        database: Database,
+        agent_records: Mirror[AgentRecord],
+        open_jobs: Mirror[JobRecord],
         issuer: Issuer,
         ledger: Jobs,
         links: Links,
@@ -58,7 +60,8 @@ class Granting:
         base_url: str,
     ) -> None:
         self._config = config
-        self._database = database
+        self._agents = agent_records
+        self._open_jobs = open_jobs
         self._issuer = issuer
         self._ledger = ledger
         self._links = links
@@ -84,10 +87,10 @@ class Granting:
         else:
             job_id = (await self._ledger.owned(request.job_id, identity.id)).id
         self._presence.seen(job_id)
-        job = await self._ledger.owned(job_id, identity.id)
+        job = await self._seen(job_id)
         if job.state is JobState.PENDING:
             await self._placement.settle()
-            job = await self._ledger.owned(job_id, identity.id)
+            job = await self._seen(job_id)
         if ended(job.state):
             raise JobOver(f"the job {job.id} is {job.state}", job_id=job.id, state=str(job.state))
         if job.state is JobState.PENDING or job.agent_id is None:
@@ -107,6 +110,10 @@ class Granting:
             ends_at_s=ends_at_s,
         )
 
+    async def _seen(self, job_id: str) -> JobRecord:
+        """A job that is the caller's own: from memory while it is open."""
+        return (await self._open_jobs.now()).get(job_id) or await self._ledger.get(job_id)
+
     async def _job(self, identity: Identity, request: GrantRequest, key: str | None) -> str:
         """Make a pending job, or find the one that this key stands for."""
         check_version_wish(request)
@@ -123,7 +130,7 @@ class Granting:
                     raise IdempotencyConflict("this Idempotency-Key came with another body")
                 if repeat is not None and await jobs.get(change.conn, repeat.job_id) is not None:
                     return repeat.job_id
-            fleet = await agents.every(change.conn)
+            fleet = (await self._agents.now()).values()
             if request.target is not None:
                 check_target(request.target, fleet)
             if request.agent_id is not None and not any(
@@ -160,8 +167,7 @@ class Granting:
     ) -> GrantReply:
         if job.state not in (JobState.ASSIGNED, JobState.RUNNING, JobState.LOST):
             raise JobOver(f"the job {job.id} is {job.state}", job_id=job.id, state=str(job.state))
-        async with self._database.read() as conn:
-            agent = await agents.get(conn, job.agent_id or "")
+        agent = (await self._agents.now()).get(job.agent_id or "")
         if agent is None:
             raise not_found(job.id)
         now_s = time.time()
@@ -215,7 +221,7 @@ class Granting:
             ice_servers=self.ice_servers(job, "client"),
         )
 
-    def _boards(self, job: JobRecord, agent: agents.AgentRecord) -> tuple[Board, ...]:
+    def _boards(self, job: JobRecord, agent: AgentRecord) -> tuple[Board, ...]:
         link = self._links.find(agent.id)
         known = link.boards if link is not None else agent.hello.boards if agent.hello else ()
         by_id = {board.id: board for board in known}

@@ -13,15 +13,14 @@ from aegis_protocol.http_api import Reason
 from aegis_protocol.states import IllegalMove, JobState
 from sqlalchemy.exc import DBAPIError
 
-from aegis_control.fleet import Fleet
+from aegis_control.fleet import FleetMirror
 from aegis_control.jobs import Jobs
-from aegis_control.link.registry import Links
 from aegis_control.log import get_logger
 from aegis_control.metrics import Metrics
 from aegis_control.scheduler import Match, WaitingJob, decide
 from aegis_control.store import boards, jobs
-from aegis_control.store.database import Database
 from aegis_control.store.jobs import JobRecord
+from aegis_control.store.mirror import Mirror
 
 log = get_logger("placement")
 
@@ -35,10 +34,14 @@ class Placement:
     """changed: whoever changes something sets it; `settle` sets it and waits for the tick."""
 
     def __init__(
-        self, database: Database, links: Links, metrics: Metrics, changed: asyncio.Event
+        self,
+        fleet: FleetMirror,
+        open_jobs: Mirror[JobRecord],
+        metrics: Metrics,
+        changed: asyncio.Event,
     ) -> None:
-        self._database = database
-        self._links = links
+        self._fleet = fleet
+        self._open_jobs = open_jobs
         self._metrics = metrics
         self._changed = changed
         self._upcoming: asyncio.Future[None] | None = None
@@ -72,11 +75,11 @@ class Placement:
                     waiters.set_result(None)
 
     async def _tick(self, ledger: Jobs) -> None:
-        async with self._database.read() as conn:
-            pending = await jobs.in_states(conn, (JobState.PENDING,))
-            if not pending:
-                return
-            fleet = await Fleet.look(conn, self._links)
+        open_jobs = await self._open_jobs.now()
+        pending = tuple(job for job in open_jobs.values() if job.state is JobState.PENDING)
+        if not pending:
+            return
+        fleet = await self._fleet.now()
         decision = decide([waiting(job) for job in pending], fleet.views(), fleet.load())
         names = {record.id: record.name for record in fleet.records}
         for match in decision.matches:

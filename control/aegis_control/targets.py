@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Final
 
 from aegis_protocol.failures.http import BadRequest, TargetUnknown
@@ -32,7 +32,7 @@ KNOWN: Final = frozenset(
 """The chips that esptool 5.6 knows. An agent may bring others."""
 
 
-def check_target(target: str, fleet: Sequence[AgentRecord]) -> None:
+def check_target(target: str, fleet: Iterable[AgentRecord]) -> None:
     """Raise TargetUnknown unless `target` is a known chip or one that an agent builds for."""
     if target in KNOWN:
         return

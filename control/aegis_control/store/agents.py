@@ -1,8 +1,12 @@
-"""Enrolled agents: their keys, names, link epochs, and what they last said of themselves."""
+"""
+Enrolled agents: their keys, names, link epochs, and what they last said of themselves.
+
+Every change is told as `agent`, but for when one was last heard.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,6 +15,7 @@ from aegis_protocol.states import Order
 from sqlalchemy import Row, bindparam, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from aegis_control.bus import tell
 from aegis_control.store.tables import agents
 
 MAX_REASON: Final = 200
@@ -51,6 +56,14 @@ async def every(conn: AsyncConnection) -> tuple[AgentRecord, ...]:
     return tuple(_record(row) for row in await conn.execute(select(agents).order_by(agents.c.name)))
 
 
+async def some(conn: AsyncConnection, ids: Collection[str] | None) -> Mapping[str, AgentRecord]:
+    """The agents of these ids (None: all), by id."""
+    statement = select(agents)
+    if ids is not None:
+        statement = statement.where(agents.c.id.in_(ids))
+    return {row.id: _record(row) for row in await conn.execute(statement)}
+
+
 async def enroll(
     conn: AsyncConnection, agent_id: str, name: str, public_key: bytes, *, now_s: float
 ) -> None:
@@ -62,11 +75,13 @@ async def enroll(
                 id=agent_id, name=name, public_key=public_key, enrolled_at=now_s, link_epoch=0
             )
         )
+    await tell(conn, "agent", agent_id)
 
 
 async def rename(conn: AsyncConnection, agent_id: str, name: str) -> None:
     """The name must be free."""
     await conn.execute(update(agents).where(agents.c.id == agent_id).values(name=name))
+    await tell(conn, "agent", agent_id)
 
 
 async def begin_link(
@@ -85,6 +100,7 @@ async def begin_link(
         .returning(agents.c.link_epoch)
     )
     epoch: int | None = (await conn.execute(statement)).scalar_one_or_none()
+    await tell(conn, "agent", agent_id)
     return epoch
 
 
@@ -127,6 +143,7 @@ async def reset(conn: AsyncConnection, agent_id: str) -> AgentRecord | None:
 
 async def remove(conn: AsyncConnection, agent_id: str) -> bool:
     """Forget an agent; tells whether it was there."""
+    await tell(conn, "agent", agent_id)
     return (await conn.execute(delete(agents).where(agents.c.id == agent_id))).rowcount > 0
 
 
@@ -153,6 +170,7 @@ async def quarantined_itself(
 async def _order(
     conn: AsyncConnection, agent_id: str, values: Mapping[str, Any]
 ) -> AgentRecord | None:
+    await tell(conn, "agent", agent_id)
     statement = update(agents).where(agents.c.id == agent_id).values(**values)
     row = (await conn.execute(statement.returning(*agents.c))).one_or_none()
     return None if row is None else _record(row)

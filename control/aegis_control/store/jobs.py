@@ -1,4 +1,8 @@
-"""Jobs in the store. A state moves only from where the table of moves lets it."""
+"""
+Jobs in the store. A state moves only from where the table of moves lets it.
+
+Every change is told as `job`.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,14 @@ from aegis_protocol.states import IllegalMove, JobState, ended, sources
 from sqlalchemy import Row, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from aegis_control.bus import tell
 from aegis_control.store.tables import jobs
 
 LIVE: Final = (JobState.ASSIGNED, JobState.RUNNING, JobState.LOST)
 """The states in which a job has a slot, and maybe boards, of an agent."""
+
+OPEN: Final = (JobState.PENDING, *LIVE)
+"""The states of jobs that are not over."""
 
 ENDS: Final = tuple(state for state in JobState if ended(state))
 
@@ -71,6 +79,7 @@ async def create(
             updated_at=now_s,
         )
     )
+    await tell(conn, "job", job_id)
 
 
 async def move(
@@ -88,6 +97,7 @@ async def move(
         .returning(*jobs.c)
     )
     row = (await conn.execute(statement)).one_or_none()
+    await tell(conn, "job", job_id)
     if row is None:
         raise IllegalMove(f"job {job_id} can't become {to}", job_id=job_id, to=str(to))
     return _record(row)
@@ -118,6 +128,14 @@ async def in_states(
     return tuple(_record(row) for row in await conn.execute(statement))
 
 
+async def open_ones(conn: AsyncConnection, ids: Collection[str] | None) -> Mapping[str, JobRecord]:
+    """Those of these jobs (None: of all) that are not over, by id."""
+    statement = select(jobs).where(jobs.c.state.in_(OPEN))
+    if ids is not None:
+        statement = statement.where(jobs.c.id.in_(ids))
+    return {row.id: _record(row) for row in await conn.execute(statement)}
+
+
 async def count_waiting(conn: AsyncConnection, identity: str) -> int:
     statement = select(func.count()).where(
         jobs.c.identity == identity, jobs.c.state == JobState.PENDING
@@ -139,10 +157,12 @@ async def set_reasons(conn: AsyncConnection, job_id: str, reasons: Sequence[Reas
         .where(jobs.c.id == job_id, jobs.c.state == JobState.PENDING)
         .values(reasons=[reason.model_dump(mode="json") for reason in reasons])
     )
+    await tell(conn, "job", job_id)
     return (await conn.execute(statement)).rowcount > 0
 
 
 async def set_end(conn: AsyncConnection, job_id: str, ends_at: float) -> None:
+    await tell(conn, "job", job_id)
     await conn.execute(
         update(jobs).where(jobs.c.id == job_id, jobs.c.state.in_(LIVE)).values(ends_at=ends_at)
     )
