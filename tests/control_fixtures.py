@@ -39,7 +39,7 @@ from aegis_protocol.control_link import (
 from aegis_protocol.errors import ErrorBody
 from aegis_protocol.events import SIGNAL_EVENT, SignalEvent
 from aegis_protocol.http_api import EnrollReply, EnrollRequest, GrantReply, Toolchain
-from aegis_protocol.ids import public_id
+from aegis_protocol.ids import new_id, public_id
 from aegis_protocol.signing import b64, enroll_statement, link_statement, public_bytes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -213,6 +213,7 @@ class FakeAgent:
         self.base_url = base_url
         self.key = Ed25519PrivateKey.generate()
         self.id = public_id(public_bytes(self.key))
+        self.instance = new_id()
         self.name = name
         self.facts: dict[str, Any] = {
             "version": "0.1.0",
@@ -259,6 +260,7 @@ class FakeAgent:
                 "signature": b64(self.key.sign(message)),
                 "name": self.name,
                 "clock": time.time(),
+                "instance": self.instance,
             }
             | self.facts
             | fields
@@ -342,6 +344,12 @@ class Bench:
         agent = FakeAgent(self.session, self.base_url, name=name, **hello)
         self.machines.append(agent)  # a link lives as long as somebody holds it
         return agent
+
+    def copy(self, of: FakeAgent) -> FakeAgent:
+        """A second process that has the key and the name of `of`."""
+        twin = self.machine(of.name)
+        twin.key, twin.id = of.key, of.id
+        return twin
 
     async def agent(self, name: str = "bench", **hello: Any) -> FakeAgent:
         """An agent, enrolled and linked."""

@@ -27,7 +27,6 @@ from aegis_protocol.signing import b64, link_statement, public_bytes
 from aegis_protocol.states import JobState
 from control_fixtures import FINGERPRINT, Bench, bench, board
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from structlog.testing import capture_logs
 from waiting import until
 
 
@@ -186,22 +185,6 @@ async def test_a_newer_hello_supersedes_the_older_link(tmp: Path) -> None:
                 kinds.append(event.type)
         assert "closed" not in kinds  # the agent was never gone
         assert b.served.control.links.get(agent.id).epoch == 2
-
-
-async def test_a_cloned_key_does_not_take_the_link_to_and_fro_for_ever(tmp: Path) -> None:
-    async with bench(tmp / "s") as b:
-        agent = await b.agent()
-        held_open = [agent.socket]
-        for _ in range(3):
-            await agent.link()
-            held_open.append(agent.socket)
-        twin = b.machine()
-        twin.key, twin.id = agent.key, agent.id
-        with capture_logs() as logs:
-            await twin.send_hello()
-            assert await twin.refusal() == "link.superseded"
-        assert "agent.key_cloned" in {entry["event"] for entry in logs}
-        await _settled(b, agent.id)  # the link that was there still works
 
 
 async def test_what_an_agent_says_of_itself_changes_who_fits(tmp: Path) -> None:

@@ -33,7 +33,6 @@ app.command("virtual-board")(virtual_board_command)
 EXIT_CODES: Final = {
     "config.invalid": 2,
     "link.refused": 4,
-    "link.superseded": 4,
     "enroll.refused": 4,
     "enroll.name_taken": 4,
 }

@@ -35,6 +35,7 @@ from aegis_protocol.control_link import (
 from aegis_protocol.errors import AegisError, from_body
 from aegis_protocol.failures.agent import VersionMismatch
 from aegis_protocol.failures.http import ControlAnswerInvalid, ControlUnreachable
+from aegis_protocol.ids import new_id
 from aegis_protocol.signing import b64, link_statement
 from pydantic import ValidationError
 
@@ -53,7 +54,13 @@ _HEALTHY_AFTER_S: Final = 10.0
 _CLOSE_S: Final = 2.0
 _SILENCE_S: Final = (1.0, 120.0)
 """The shortest and the longest that control may ask the agent to bear silence."""
-_FINAL_CODES: Final = frozenset({"link.refused", "link.superseded", "protocol.version_mismatch"})
+_FINAL_CODES: Final = frozenset({"link.refused", "protocol.version_mismatch"})
+_PATIENT_CODES: Final = frozenset({"agent.key_cloned"})
+"""Only a person mends these: tried again after the longest pause.
+
+`link.superseded` is neither: were it final, a copy of this agent elsewhere could end it; as both
+come back, control sees that there are two.
+"""
 
 HelloFacts = Callable[[], dict[str, object]]
 OnFrame = Callable[[ToAgent], Awaitable[None]]
@@ -80,6 +87,7 @@ class ControlLink:
         self._config = config
         self._identity = identity
         self.enrollment = enrollment
+        self._instance = new_id()
         self._describe = describe
         self._on_frame = on_frame
         self._on_up = on_up
@@ -122,6 +130,8 @@ class ControlLink:
                 self.trouble = exc
                 if exc.code in _FINAL_CODES:
                     raise
+                if exc.code in _PATIENT_CODES:
+                    pause_s = _LONGEST_PAUSE_S
                 log.warning("link.lost", code=exc.code, detail=exc.message, again_in_s=pause_s)
             finally:
                 self.up = False
@@ -179,6 +189,7 @@ class ControlLink:
                 "memory_mb": self._config.memory_mb,
                 "labels": self._config.labels,
                 "clock": time.time(),
+                "instance": self._instance,
                 **self._describe(),
             }
         )

@@ -61,7 +61,7 @@ async def start(config: AgentConfig) -> None:
     Detect what this machine has, then run the daemon to its end.
 
     Raises what makes it impossible: StateUnusable, StateDirBusy, KeyUnreadable, NotEnrolled, what
-    enrolling raises, and control's refusal (`link.refused`, `link.superseded` …).
+    enrolling raises, and control's refusal (`link.refused` …).
     """
     state_dir.prepare(config.state_dir)
     # Before anything there is touched: another agent may be at work in it.

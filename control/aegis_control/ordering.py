@@ -83,7 +83,7 @@ class Ordering:
             after = None if before is None else await ordered(change, before)
             if after is None:
                 raise AgentNotFound(f"there is no agent {agent}", agent_id=agent)
-            taken_back = await _taken_back(change, after) if after.ordered is not Order.NONE else ()
+            taken_back = await take_back(change, after) if after.ordered is not Order.NONE else ()
             facts = {"reason": after.ordered_reason, "until": after.ordered_until}
             act = Act(what=what, agent_id=after.id, facts=facts)
             await audit.record(change.conn, act, now_s=change.now_s)
@@ -105,7 +105,7 @@ class Ordering:
         return True
 
 
-async def _taken_back(change: Change, record: AgentRecord) -> tuple[str, ...]:
+async def take_back(change: Change, record: AgentRecord) -> tuple[str, ...]:
     """Have the jobs wait again that were given to the agent and that nobody connected to yet."""
     given = await jobs.in_states(change.conn, (JobState.ASSIGNED,), agent_id=record.id)
     for job in given:

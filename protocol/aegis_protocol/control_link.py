@@ -65,6 +65,8 @@ class Hello(Wire):
     memory_mb: int = Field(gt=0)
     labels: Labels = Field(default_factory=dict)
     clock: UnixSeconds
+    instance: Id | None = None
+    """Made up at the process' start: tells a link that came back from a second process."""
     jobs: tuple[HeldJob, ...] = Field(default=(), max_length=256)
     warm_projects: tuple[Id, ...] = Field(default=(), max_length=1024)
     paused: str | None = Field(default=None, max_length=200)

@@ -38,6 +38,7 @@ from aegis_control.config import Network
 from aegis_control.http.auth import remote_address
 from aegis_control.issuer import Issuer
 from aegis_control.jobs import Jobs
+from aegis_control.link.clones import watch
 from aegis_control.link.frames import Frames
 from aegis_control.link.greeting import authenticate, begin, settle
 from aegis_control.link.link import Link
@@ -161,6 +162,9 @@ class LinkEndpoint:
         if not isinstance(hello, Hello):
             raise BadRequest("a link begins with hello", frame=hello.type)
         known = await authenticate(self._database, hello, nonce=nonce, base_url=self._base_url)
+        address = remote_address(request, self._proxies)
+        with acting(known.id, address):
+            await watch(self._ledger, known, hello, address=address)
         link: Link | None = None
         superseded = self._links.supersede(known.id)
         try:

@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final
 
 from aegis_protocol.failures.http import AgentOffline, LinkSuperseded
 
@@ -16,9 +15,6 @@ from aegis_control.metrics import Metrics
 
 log = get_logger("link")
 
-_MINUTE_S: Final = 60.0
-_MAX_PER_MINUTE: Final = 3
-
 
 class Links:
     """on_change: called when an agent came, went or said something new of itself."""
@@ -26,7 +22,6 @@ class Links:
     def __init__(self, metrics: Metrics, *, on_change: Callable[[], None]) -> None:
         self._links: dict[str, Link] = {}
         self._down_since: dict[str, float] = {}
-        self._superseded_at: dict[str, list[float]] = {}
         self._arriving: Counter[str] = Counter()
         self._metrics = metrics
         self._on_change = on_change
@@ -63,23 +58,10 @@ class Links:
                 del self._arriving[agent_id]
 
     def supersede(self, agent_id: str) -> bool:
-        """
-        Close the agent's link because a newer `hello` is here; False when it has none.
-
-        Raises LinkSuperseded when that happened too often within a minute: two processes have the
-        same key and would take the link from each other for ever. The present link stays then.
-        """
+        """Close the agent's link because a newer `hello` is here; False when it has none."""
         if agent_id not in self._links:
             return False
-        now = time.monotonic()
-        recent = [at for at in self._superseded_at.get(agent_id, ()) if now - at < _MINUTE_S]
-        if len(recent) >= _MAX_PER_MINUTE:
-            log.warning("agent.key_cloned", agent_id=agent_id, within_s=_MINUTE_S)
-            raise LinkSuperseded(
-                "this agent's key is in use by several processes", agent_id=agent_id
-            )
-        self._superseded_at[agent_id] = [*recent, now]
-        self._down_since[agent_id] = now
+        self._down_since[agent_id] = time.monotonic()
         self._superseded(self._links.pop(agent_id))
         return True
 

@@ -6,7 +6,7 @@ Every change is told as `agent`, but for when one was last heard.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,6 +27,8 @@ class AgentRecord:
     ordered        what stands ordered of it, with the reason in words
     ordered_until  draining: when what still runs is canceled (unix seconds); None: never
     resets         how often it was reset: what it remembers of an older number is void
+    arrivals       its last hellos: at, instance, address (see `link.clones`)
+    cloned         two processes have its key, as far as a quarantine says so
     """
 
     id: str
@@ -39,10 +41,19 @@ class AgentRecord:
     ordered_reason: str = ""
     ordered_until: float | None = None
     resets: int = 0
+    arrivals: tuple[Mapping[str, Any], ...] = ()
+    cloned: bool = False
 
 
 async def get(conn: AsyncConnection, agent_id: str) -> AgentRecord | None:
     row = (await conn.execute(select(agents).where(agents.c.id == agent_id))).one_or_none()
+    return None if row is None else _record(row)
+
+
+async def lock(conn: AsyncConnection, agent_id: str) -> AgentRecord | None:
+    """As `get`; nobody else writes the row until the transaction ends."""
+    statement = select(agents).where(agents.c.id == agent_id).with_for_update()
+    row = (await conn.execute(statement)).one_or_none()
     return None if row is None else _record(row)
 
 
@@ -137,8 +148,25 @@ async def set_ordered(
 
 async def reset(conn: AsyncConnection, agent_id: str) -> AgentRecord | None:
     """Take every order back, and have the agent forget what it ordered of itself."""
-    lifted = {"ordered": Order.NONE, "ordered_reason": "", "ordered_until": None}
+    lifted: dict[str, Any] = {
+        "ordered": Order.NONE,
+        "ordered_reason": "",
+        "ordered_until": None,
+        "arrivals": [],
+        "cloned": False,
+    }
     return await _order(conn, agent_id, lifted | {"resets": agents.c.resets + 1})
+
+
+async def set_arrivals(
+    conn: AsyncConnection, agent_id: str, arrivals: Sequence[Mapping[str, Any]], *, cloned: bool
+) -> None:
+    """Keep an agent's last hellos, and whether two processes were seen to have its key."""
+    await conn.execute(
+        update(agents)
+        .where(agents.c.id == agent_id)
+        .values(arrivals=[dict(arrival) for arrival in arrivals], cloned=cloned)
+    )
 
 
 async def remove(conn: AsyncConnection, agent_id: str) -> bool:
@@ -188,4 +216,6 @@ def _record(row: Row[Any]) -> AgentRecord:
         ordered_reason=row.ordered_reason,
         ordered_until=row.ordered_until,
         resets=row.resets,
+        arrivals=tuple(row.arrivals or ()),
+        cloned=row.cloned,
     )

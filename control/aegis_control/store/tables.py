@@ -7,6 +7,7 @@ from typing import Final
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     Double,
     ForeignKey,
@@ -16,6 +17,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    false,
 )
 
 metadata: Final = MetaData(
@@ -74,6 +76,8 @@ agents: Final = Table(
     Column("ordered_reason", String(200), nullable=False, server_default=""),
     Column("ordered_until", Double),
     Column("resets", Integer, nullable=False, server_default="0"),
+    Column("arrivals", JSON),
+    Column("cloned", Boolean, nullable=False, server_default=false()),
 )
 
 jobs: Final = Table(

@@ -103,6 +103,17 @@ class LinkRefused(AegisError):
 class LinkSuperseded(AegisError):
     code = "link.superseded"
     remedy = "Another process uses this agent's key: run one agent per state directory."
+    retryable = True
+
+
+class AgentKeyCloned(AegisError):
+    code = "agent.key_cloned"
+    remedy = (
+        "This agent's state directory was copied. On one of the two machines stop the agent, "
+        "delete `agent.key` and `enrollment.json` there and enrol it afresh; then run "
+        "`aegis-control reset-agent NAME`."
+    )
+    retryable = True
 
 
 class AgentOffline(AegisError):
