@@ -56,7 +56,7 @@ class Placement:
     async def run(self, ledger: Jobs, stopping: asyncio.Event) -> None:
         """Tick until `stopping` is set, and `changed` after it. No transaction is cut off."""
         self._changed.set()
-        while True:
+        while not stopping.is_set():  # it may have been set, and `changed` cleared, in a tick
             await self._changed.wait()
             if stopping.is_set():
                 return

@@ -21,7 +21,6 @@ from aegis_protocol.control_link import Hello
 from aegis_protocol.failures.http import AgentKeyCloned
 from aegis_protocol.states import Order
 
-from aegis_control.bus import tell
 from aegis_control.jobs import Change, Jobs
 from aegis_control.log import get_logger
 from aegis_control.ordering import take_back
@@ -113,7 +112,6 @@ async def _quarantine(change: Change, known: AgentRecord, arrivals: Sequence[Arr
     facts = {"reason": reason, "addresses": places[:8]}
     act = Act(what="agent.quarantined", agent_id=known.id, outcome="cloned", facts=facts)
     await audit.record(change.conn, act, now_s=change.now_s)
-    await tell(change.conn, "agent", known.id)
     log.warning("agent.key_cloned", agent_id=known.id, name=known.name, addresses=places[:8])
 
 

@@ -110,7 +110,7 @@ class AgentKeyCloned(AegisError):
     code = "agent.key_cloned"
     remedy = (
         "This agent's state directory was copied. On one of the two machines stop the agent, "
-        "delete `agent.key` and `enrollment.json` there and enrol it afresh; then run "
+        "delete agent.key and enrollment.json there and enrol it afresh; then run "
         "`aegis-control reset-agent NAME`."
     )
     retryable = True
