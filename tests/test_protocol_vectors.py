@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 
 import jwt
 import pytest
+from aegis_control.audit_check import ChainCheck
 from aegis_protocol import signing
-from aegis_protocol.control_link import JobOffer, SignalAnswer, Welcome
+from aegis_protocol.audit import AuditHead, AuditList, AuditSeal
+from aegis_protocol.control_link import Facts, JobOffer, SignalAnswer, Welcome
 from aegis_protocol.fingerprint import Fingerprint, check_sdp
 from aegis_protocol.frames import TransferData, TransferEnd, decode_transfer_frame
 from aegis_protocol.grant import GrantClaims, sign, verify
@@ -73,29 +75,45 @@ def test_each_statement_has_the_bytes_that_are_shown_and_the_signature_below() -
     manifest = shown(Manifest).to_bytes()
     token = sha256(enroll.token.encode()).hexdigest()
     _, key = shown(Welcome).issuer_keys
+    claim, head = shown(Facts), shown(AuditHead)
     made = {
         "dtls": signing.dtls_statement(hello.agent_id, answer.job_id, answer.jti, mine, theirs),
         "link": signing.link_statement(challenge.nonce, challenge.base_url),
         "enroll": signing.enroll_statement(token, enroll.base_url),
         "manifest": signing.manifest_statement(manifest),
         "issuer": signing.issuer_statement(key.kid, unb64(key.x)),
+        "facts": claim.statement(),
+        "audit": signing.audit_statement("head", head.seq, bytes.fromhex(head.hash), head.at),
     }
     sent = {
         "dtls": answer.signature,
         "link": hello.signature,
         "enroll": enroll.signature,
         "issuer": key.sig,
+        "facts": claim.signature,
+        "audit": head.sig,
     }
     for name, message in made.items():
         where = described("statement")[f"aegis-{name}-v1"]
         (text,) = where.written_in("hex")
         rest = manifest if name == "manifest" else b""
         assert hex_bytes(text) + rest == message, name
-        signature = b64((ISSUER if name == "issuer" else AGENT).sign(message))
+        signature = b64((ISSUER if name in ("issuer", "audit") else AGENT).sign(message))
         assert f"`{signature}`" in where.prose, f"{name}: the signature is {signature}"
         assert sent.get(name, signature) == signature, name
     assert shown(SignalAnswer).signature == answer.signature
     assert (key.kid, key.x) == (kid(NEXT), b64(public_bytes(NEXT)))
+
+
+def test_the_audit_that_is_shown_is_whole() -> None:
+    listed, seal = shown(AuditList), shown(AuditSeal)
+    check = ChainCheck(seal.checkpoint, seal.heads, {key.kid: key.x for key in seal.keys})
+    for record in listed.records:
+        check.take(record)
+    assert check.finish() == ()
+    assert check.heads_matched == 1
+    first = listed.records[0]
+    assert first.facts["claim"] == shown(Facts).facts
 
 
 def test_the_grant_is_genuine_and_holds_the_claims_that_are_shown() -> None:

@@ -147,7 +147,12 @@ async def _flash(
     tell_control(
         Facts(
             job_id=job.job_id,
-            facts={"task_id": task.task_id, "board": result.board_id, "mac": result.mac},
+            facts={
+                "task_id": task.task_id,
+                "board": result.board_id,
+                "mac": result.mac,
+                "elf_sha256": result.elf_sha256,
+            },
         )
     )
 

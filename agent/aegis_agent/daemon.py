@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from contextlib import AsyncExitStack
 from typing import Final
 
@@ -17,10 +18,11 @@ import structlog
 from aegis_links.ice_guide import IceGuide
 from aegis_protocol import __version__
 from aegis_protocol.board import Board
-from aegis_protocol.control_link import BoardsChanged, Status, ToControl
+from aegis_protocol.control_link import BoardsChanged, Facts, Status, ToControl
 from aegis_protocol.errors import AegisError
 from aegis_protocol.failures.agent import AgentGone
 from aegis_protocol.failures.build import SandboxUnavailable
+from aegis_protocol.signing import b64
 from aegis_protocol.states import JobState
 
 from aegis_agent import state_dir
@@ -270,4 +272,8 @@ class Daemon:
         self._tell_control(BoardsChanged(boards=boards[:_MOST_BOARDS]))
 
     def _tell_control(self, frame: ToControl) -> bool:
+        if isinstance(frame, Facts):
+            claim = frame.model_copy(update={"at": time.time()})
+            signature = b64(self._identity.sign(claim.statement()))
+            frame = claim.model_copy(update={"signature": signature})
         return self._link is not None and self._link.send(frame)

@@ -14,6 +14,7 @@ from aegis_protocol.errors import AegisError
 
 from aegis_control.commands import (
     agents_commands,
+    audit_commands,
     config_commands,
     key_commands,
     order_commands,
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.add_typer(key_commands.keys, name="keys")
 app.add_typer(token_commands.tokens, name="enroll-token")
 app.add_typer(agents_commands.agents, name="agents")
+app.add_typer(audit_commands.app, name="audit")
 app.add_typer(config_commands.app, name="config")
 app.command("list-agents")(agents_commands.list_agents)
 app.command("pause-agent")(order_commands.pause)

@@ -111,6 +111,8 @@ class ControlConfig(BaseSettings):
     """A pending job whose client neither listens nor polls for so long is dropped."""
     connect_grace_s: float = Field(default=60, gt=0, validation_alias="AEGIS_CONNECT_GRACE_SECS")
     """An assigned job to which nobody connects for so long goes back to pending, once."""
+    audit_keep_days: float = Field(default=365, ge=0, validation_alias="AEGIS_AUDIT_KEEP_DAYS")
+    """Older records of the audit are pruned; 0 keeps them for ever."""
     drain_timeout_s: float = Field(default=10, gt=0, validation_alias="AEGIS_DRAIN_TIMEOUT")
     """After SIGTERM everything is closed within so long."""
 

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
+from aegis_control.auditing import Auditor
 from aegis_control.config import ControlConfig
 from aegis_control.deadlines import Deadlines, Graces
 from aegis_control.enrollment import Enrollment
@@ -61,6 +62,7 @@ class Control:
     signaling: Signaling
     link_endpoint: LinkEndpoint
     deadlines: Deadlines
+    auditor: Auditor
     changed: asyncio.Event
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -69,6 +71,7 @@ class Control:
         self.stopping.set()
         self.changed.set()
         self.hub.notify_all()
+        self.auditor.wake()
         self.link_endpoint.close()
 
 
@@ -88,6 +91,7 @@ async def running(
                     control.placement.run(control.ledger, control.stopping), name="placement"
                 ),
                 group.create_task(control.deadlines.run(control.stopping), name="deadlines"),
+                group.create_task(control.auditor.run(control.stopping), name="audit"),
             ]
             try:
                 yield control
@@ -157,6 +161,7 @@ def wire(
         granting=granting,
         ordering=Ordering(ledger, orders),
         signaling=Signaling(issuer, ledger, orders, granting, metrics),
+        auditor=Auditor(database, issuer, keep_days=config.audit_keep_days),
         link_endpoint=LinkEndpoint(
             database,
             issuer,

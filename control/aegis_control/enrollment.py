@@ -13,7 +13,8 @@ from aegis_protocol.signing import enroll_statement, unb64, verified
 from aegis_control.issuer import Issuer
 from aegis_control.keyring import Keyring, refused_token
 from aegis_control.log import get_logger
-from aegis_control.store import agents, keys
+from aegis_control.store import agents, audit, keys
+from aegis_control.store.audit import Act
 from aegis_control.store.database import Database
 
 log = get_logger("enroll")
@@ -57,6 +58,10 @@ class Enrollment:
                     f"another agent is called {request.name}", name=request.name, holder=holder.id
                 )
             await agents.enroll(conn, agent_id, request.name, public_key, now_s=now_s)
+            joined = Act(
+                what="agent.enrolled", who=agent_id, agent_id=agent_id, outcome=request.name
+            )
+            await audit.record(conn, joined, now_s=now_s)
         log.info("agent.enrolled", agent_id=agent_id, name=request.name)
         return EnrollReply(agent_id=agent_id, issuer_keys=self._issuer.keys(), server_time=now_s)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from base64 import b32encode
 from collections.abc import Mapping
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,15 @@ from cryptography.hazmat.primitives.serialization import (
 
 from aegis_control.secret_files import write_secret
 from aegis_control.state_dir import StateUnusable
+
+
+@dataclass(frozen=True)
+class Signature:
+    """x: the public key, 32 bytes."""
+
+    kid: str
+    x: bytes
+    sig: bytes
 
 
 class Issuer:
@@ -58,6 +68,10 @@ class Issuer:
 
     def sign(self, claims: grant.GrantClaims) -> str:
         return grant.sign(claims, self._key, self.kid)
+
+    def sign_statement(self, message: bytes) -> Signature:
+        """Sign what is no grant (`aegis_protocol.signing`) with the key that signs now."""
+        return Signature(self.kid, self._x, self._key.sign(message))
 
     def verify(self, token: str) -> grant.GrantClaims:
         """Return the claims of a grant of our own, whoever it is for; else as `grant.verify`."""

@@ -21,7 +21,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from aegis_control.bus import tell
 from aegis_control.log import get_logger
 from aegis_control.metrics import Metrics
-from aegis_control.store import boards, events, jobs
+from aegis_control.store import audit, boards, events, jobs
+from aegis_control.store.audit import Act
 from aegis_control.store.database import Database
 from aegis_control.store.jobs import JobRecord
 
@@ -70,6 +71,7 @@ class Change:
         await self.tell(job_id, State(job_id=job_id, state=to, reasons=record.reasons))
         if ended(to):
             await self.tell(job_id, Closed(job_id=job_id, error=body))
+            await audit.record(self.conn, _end_of(record), now_s=self.now_s)
         if ended(to) or to is JobState.PENDING:
             await boards.release(self.conn, job_id)
             self.wakes_placement = True
@@ -126,6 +128,26 @@ class Jobs:
         if record.identity != identity:
             raise not_found(job_id)
         return record
+
+
+def _end_of(job: JobRecord) -> Act:
+    """A job's end, for the audit."""
+    error = job.error or {}
+    return Act(
+        what="job.ended",
+        decision="done" if job.state is JobState.SUCCEEDED else "failed",
+        job_id=job.id,
+        agent_id=job.agent_id,
+        board_id=next(iter(sorted(job.boards)), None),
+        outcome=": ".join(str(word) for word in (job.state, error.get("code")) if word),
+        facts={
+            "identity": job.identity,
+            "attempt": job.attempt,
+            "target": job.request.target,
+            "boards": sorted(job.boards),
+            "created_at": job.created_at,
+        },
+    )
 
 
 def not_found(job_id: str) -> JobNotFound:

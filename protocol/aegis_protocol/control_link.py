@@ -15,6 +15,7 @@ Fields may be added, never renamed.
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import Field, StringConstraints, TypeAdapter
@@ -23,6 +24,7 @@ from aegis_protocol.board import Board
 from aegis_protocol.errors import ErrorBody
 from aegis_protocol.http_api import IceServer, IssuerKey, Sdp, Toolchain
 from aegis_protocol.model import Id, Labels, TargetName, UnixSeconds, Wire
+from aegis_protocol.signing import facts_statement
 from aegis_protocol.states import JobState, Order
 
 MAX_FRAME_BYTES: Final = 262_144
@@ -230,10 +232,21 @@ class BoardsChanged(Wire):
 
 
 class Facts(JobFrame):
-    """For the audit: artifact digests, a board's MAC. The agent's claims, never content."""
+    """
+    For the audit: artifact digests, a board's MAC. The agent's claims, never content.
+
+    signature  the agent's, base64url, over `statement()`
+    """
 
     type: Literal["facts"] = "facts"
     facts: dict[str, Any]
+    at: UnixSeconds | None = None
+    signature: str | None = Field(default=None, max_length=128)
+
+    def statement(self) -> bytes:
+        """What the agent signs: the job, the time, and the facts with sorted keys."""
+        words = json.dumps([self.at, self.facts], sort_keys=True, separators=(",", ":"))
+        return facts_statement(self.job_id, words)
 
 
 class Status(Wire):

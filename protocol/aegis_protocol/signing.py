@@ -47,9 +47,19 @@ def manifest_statement(manifest: bytes) -> bytes:
     return statement("aegis-manifest-v1", manifest)
 
 
+def facts_statement(job_id: str, facts: str) -> bytes:
+    """What an agent signs of a claim about a job."""
+    return statement("aegis-facts-v1", job_id, facts)
+
+
 def issuer_statement(kid: str, x: bytes) -> bytes:
     """What the previous issuer key signs to introduce the next one."""
     return statement("aegis-issuer-v1", kid, x)
+
+
+def audit_statement(kind: str, seq: int, digest: bytes, at: int) -> bytes:
+    """What control signs of its audit: `head` or `checkpoint`, and the hash of record `seq`."""
+    return statement("aegis-audit-v1", kind, str(seq), digest, str(at))
 
 
 def b64(data: bytes) -> str:

@@ -39,6 +39,25 @@ def seconds_until(text: str, *, option: str) -> int:
     return left
 
 
+def seconds_since(text: str, *, option: str) -> float:
+    """
+    Return the unix time that `text` means: `90m` or `7d` ago, or a date as `seconds_until` reads.
+
+    Raises BadRequest, which names `option`.
+    """
+    span = _SPAN.match(text)
+    if span is not None:
+        return time.time() - int(span[1]) * _UNIT_S[span[2]]
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError, OSError) as exc:
+        raise BadRequest(
+            f"{option} {text[:40]}: written as 90m, 7d or 2026-12-31",
+            remedy=f"Correct {option}.",
+            field=option,
+        ) from exc
+
+
 def minute(at: float | None, *, none: str = "") -> str:
     """A unix time in this machine's zone, to the minute; `none` where there is none."""
     return none if at is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(at))

@@ -6,6 +6,7 @@ from http import HTTPStatus
 from typing import Final
 
 from aegis_protocol.actions import Role
+from aegis_protocol.audit import AuditHead, AuditList, AuditPruned, AuditPruneRequest, AuditSeal
 from aegis_protocol.http_api import (
     Agent,
     AgentList,
@@ -34,7 +35,7 @@ from aegis_protocol.http_api import (
 )
 
 from aegis_control.control import Control
-from aegis_control.http import agent_orders, endpoints, openapi, services
+from aegis_control.http import agent_orders, audit, endpoints, openapi, services
 from aegis_control.http.event_stream import job_events
 from aegis_control.http.route import Call, Query, Reply, Route
 
@@ -295,6 +296,44 @@ ROUTES: Final[tuple[Route, ...]] = (
         "Forget an agent, by id or name.",
         role=Role.OPERATOR,
         gives={_EMPTY: None},
+        local=True,
+    ),
+    Route(
+        "GET",
+        "/services/audit",
+        audit.list_records,
+        "The audit's records.",
+        role=Role.OPERATOR,
+        queries=audit.QUERIES,
+        gives={_OK: AuditList},
+        local=True,
+    ),
+    Route(
+        "GET",
+        "/services/audit/seal",
+        audit.show_seal,
+        "Where the audit's chain begins, its signed heads, and the keys that signed them.",
+        role=Role.OPERATOR,
+        gives={_OK: AuditSeal},
+        local=True,
+    ),
+    Route(
+        "POST",
+        "/services/audit/head",
+        audit.publish_head,
+        "Sign the audit's newest record now, and log the head.",
+        role=Role.OPERATOR,
+        gives={_OK: AuditHead},
+        local=True,
+    ),
+    Route(
+        "POST",
+        "/services/audit/prune",
+        audit.prune,
+        "Drop old records of the audit; a signed checkpoint takes their place.",
+        role=Role.OPERATOR,
+        takes=AuditPruneRequest,
+        gives={_OK: AuditPruned},
         local=True,
     ),
 )

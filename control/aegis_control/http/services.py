@@ -13,7 +13,8 @@ from aegis_control.control import Control
 from aegis_control.http.route import Call, Reply
 from aegis_control.key_limits import checked
 from aegis_control.log import get_logger
-from aegis_control.store import agents, jobs
+from aegis_control.store import agents, audit, jobs
+from aegis_control.store.audit import Act
 from aegis_control.store.jobs import LIVE
 
 log = get_logger("services")
@@ -64,6 +65,8 @@ async def remove_agent(control: Control, call: Call) -> Reply:
                 job.id, JobState.FAILED, error=AgentGone("its agent was removed by an operator")
             )
         await agents.remove(change.conn, record.id)
+        removed = Act(what="agent.removed", agent_id=record.id, outcome=record.name)
+        await audit.record(change.conn, removed, now_s=change.now_s)
     link = control.links.find(record.id)
     if link is not None:
         link.close(LinkRefused("this agent was removed by an operator"), cause="removed")

@@ -22,6 +22,7 @@ from aegis_protocol.failures.http import BadRequest
 from aegis_protocol.states import IllegalMove, JobState, ended
 
 from aegis_control.jobs import Change, Jobs
+from aegis_control.link import claims
 from aegis_control.link.greeting import quarantine
 from aegis_control.link.link import Link
 from aegis_control.link.registry import Links
@@ -81,12 +82,7 @@ class Frames:
                 link.boards = frame.boards
                 self._links.changed()
             case Facts():
-                log.info(
-                    "agent.facts_told",
-                    agent_id=link.agent_id,
-                    job_id=frame.job_id,
-                    facts=frame.facts,
-                )
+                await self._claimed(link, frame)
             case Status():
                 link.paused, link.draining = frame.paused, frame.draining
                 if frame.quarantined is not None:
@@ -142,6 +138,12 @@ class Frames:
                     await change.move(job.id, frame.state, error=frame.error)
         except IllegalMove:
             _refused(link, frame.job_id, frame.type, f"it can't become {frame.state}")
+
+    async def _claimed(self, link: Link, frame: Facts) -> None:
+        async with self._jobs.change() as change:
+            why_not = await claims.keep(change, link.agent_id, frame)
+        if why_not is not None:
+            _refused(link, frame.job_id, frame.type, why_not)
 
     async def _is_own(
         self, change: Change, link: Link, job_id: str, frame: str, *, jti: str | None = None

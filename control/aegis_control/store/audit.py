@@ -7,13 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from sqlalchemy import insert
+from aegis_protocol.audit import AuditRecord
+from sqlalchemy import ColumnElement, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aegis_control.acting import actor
+from aegis_control.bus import tell
+from aegis_control.store.audit_chain import record_of
 from aegis_control.store.tables import audit
 
 MAX_FACTS_BYTES: Final = 16_384
+
+CLAIMED: Final = "agent.claimed"
+"""What an agent says of a job: digests of artifacts, a board's MAC. Its word, no more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +47,28 @@ class Act:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Which records are looked for; what is not given does not matter."""
+
+    since_s: float | None = None
+    who: str | None = None
+    job_id: str | None = None
+    what: str | None = None
+
+    def clauses(self) -> list[ColumnElement[bool]]:
+        given: list[ColumnElement[bool]] = []
+        if self.since_s is not None:
+            given.append(audit.c.at >= self.since_s)
+        if self.who is not None:
+            given.append(audit.c.who == self.who)
+        if self.job_id is not None:
+            given.append(audit.c.job_id == self.job_id)
+        if self.what is not None:
+            given.append(audit.c.what == self.what)
+        return given
+
+
 async def record(conn: AsyncConnection, act: Act, *, now_s: float) -> None:
     """Write `act`; it stands when the transaction is committed, and is sealed within a second."""
     await conn.execute(
@@ -59,6 +87,29 @@ async def record(conn: AsyncConnection, act: Act, *, now_s: float) -> None:
             facts=_bounded(act.facts),
         )
     )
+    await tell(conn, "audit", "")
+
+
+async def after(
+    conn: AsyncConnection, seq: int, wanted: Wanted, *, limit: int
+) -> tuple[AuditRecord, ...]:
+    """The sealed records with a number above `seq`, oldest first."""
+    statement = select(audit).where(audit.c.seq > seq, *wanted.clauses())
+    rows = await conn.execute(statement.order_by(audit.c.seq).limit(limit))
+    return tuple(record_of(row) for row in rows)
+
+
+async def newest(conn: AsyncConnection, wanted: Wanted, *, limit: int) -> tuple[AuditRecord, ...]:
+    """The newest of the sealed records, oldest first."""
+    statement = select(audit).where(audit.c.seq.is_not(None), *wanted.clauses())
+    rows = (await conn.execute(statement.order_by(audit.c.seq.desc()).limit(limit))).all()
+    return tuple(record_of(row) for row in reversed(rows))
+
+
+async def count_claims(conn: AsyncConnection, job_id: str) -> int:
+    """How many claims of agents there are about a job."""
+    statement = select(func.count()).where(audit.c.job_id == job_id, audit.c.what == CLAIMED)
+    return int((await conn.execute(statement)).scalar_one())
 
 
 def _text(value: str | None, limit: int) -> str | None:
@@ -71,7 +122,8 @@ def _text(value: str | None, limit: int) -> str | None:
 def _bounded(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The facts as JSON gives them back, or only their names when they are too large."""
     try:
-        text = json.dumps(facts, allow_nan=False)
+        words = json.dumps(facts, allow_nan=False, ensure_ascii=False)
+        text = words.encode("utf-8", "replace").decode()
     except (TypeError, ValueError):
         return {"unreadable": sorted(str(name)[:80] for name in facts)[:64]}
     if len(text) > MAX_FACTS_BYTES:

@@ -50,3 +50,39 @@ def upgrade() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index("ix_audit_heads_kind_seq", "audit_heads", ["kind", "seq"])
+    _guard()
+
+
+_UNPRUNED = "SELECT coalesce(max(seq), 0) FROM audit_heads WHERE kind = 'checkpoint'"
+
+
+def _guard() -> None:
+    """Sealed records are not written again, and only what a checkpoint stands for is deleted."""
+    if op.get_bind().dialect.name == "sqlite":
+        op.execute(
+            "CREATE TRIGGER audit_written_once BEFORE UPDATE ON audit WHEN OLD.seq IS NOT NULL "
+            "BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END"
+        )
+        op.execute(
+            "CREATE TRIGGER audit_kept BEFORE DELETE ON audit "
+            f"WHEN OLD.seq IS NULL OR OLD.seq > ({_UNPRUNED}) "
+            "BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END"
+        )
+        return
+    op.execute(
+        "CREATE FUNCTION audit_refuse() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE EXCEPTION 'the audit is append-only'; END $$"
+    )
+    op.execute(
+        "CREATE TRIGGER audit_written_once BEFORE UPDATE ON audit FOR EACH ROW "
+        "WHEN (OLD.seq IS NOT NULL) EXECUTE FUNCTION audit_refuse()"
+    )
+    op.execute(
+        "CREATE FUNCTION audit_keep() RETURNS trigger LANGUAGE plpgsql AS "
+        f"$$ BEGIN IF OLD.seq IS NULL OR OLD.seq > ({_UNPRUNED}) THEN "
+        "RAISE EXCEPTION 'the audit is append-only'; END IF; RETURN OLD; END $$"
+    )
+    op.execute(
+        "CREATE TRIGGER audit_kept BEFORE DELETE ON audit FOR EACH ROW "
+        "EXECUTE FUNCTION audit_keep()"
+    )
