@@ -9,7 +9,9 @@ import pytest
 from aegis_client.cli.boards_work import monitor_needs
 from aegis_client.exit_codes import ExitCode
 from aegis_client.needs import BUILD, FLASH, RUN, TYPE, UPLOAD, WATCH, Needs
-from aegis_control.identity import Identity, granted_actions
+from aegis_control.identity import Identity
+from aegis_control.policy.decision import Settings, decide
+from aegis_control.policy.rules import NO_POLICY
 from aegis_protocol.actions import Action, Role
 from aegis_protocol.channels import ChannelName
 from aegis_protocol.http_api import GrantRequest
@@ -123,5 +125,7 @@ def test_control_grants_a_flasher_all_that_a_command_needs(needs: Needs) -> None
         required_channels=tuple(needs.channels),
         actions=tuple(needs.actions),
     )
-    granted = granted_actions(Identity("me", Role.FLASHER), request, tuple(ChannelName))
-    assert set(granted) == needs.actions
+    settings = Settings(tuple(ChannelName), 0, 0, 14_400)
+    decision = decide(Identity("me", Role.FLASHER), NO_POLICY, settings, request)
+    assert decision.allowed
+    assert set(decision.actions) == needs.actions

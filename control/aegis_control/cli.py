@@ -18,6 +18,7 @@ from aegis_control.commands import (
     config_commands,
     key_commands,
     order_commands,
+    policy_commands,
     token_commands,
 )
 from aegis_control.commands.outcome import fail
@@ -36,6 +37,7 @@ app.add_typer(token_commands.tokens, name="enroll-token")
 app.add_typer(agents_commands.agents, name="agents")
 app.add_typer(audit_commands.app, name="audit")
 app.add_typer(config_commands.app, name="config")
+app.add_typer(policy_commands.app, name="policy")
 app.command("list-agents")(agents_commands.list_agents)
 app.command("pause-agent")(order_commands.pause)
 app.command("resume-agent")(order_commands.resume)

@@ -86,6 +86,8 @@ class ControlConfig(BaseSettings):
     rate_failures: str = Field(default="30/minute", validation_alias="AEGIS_RATE_FAILURES")
     """Wrong keys, tokens and grants from one address; and, apart, links that were not proven."""
     log: str = Field(default="info", validation_alias="AEGIS_LOG")
+    policy_file: Path | None = Field(default=None, validation_alias="AEGIS_POLICY_FILE")
+    """By default policy.toml beside control.env, if it is there."""
     grant_secs: int = Field(
         default=MAX_GRANT_LIFE_S, ge=5, le=MAX_GRANT_LIFE_S, validation_alias="AEGIS_GRANT_SECS"
     )

@@ -26,6 +26,15 @@ class Loaded:
     """Files that this user may not read: under systemd they come by the environment."""
 
 
+def config_dir() -> Path:
+    return Path(os.environ.get("AEGIS_CONFIG_DIR") or "/etc/aegis")
+
+
+def default_policy_file() -> Path:
+    """Where a policy is looked for that no setting names; it need not be there."""
+    return config_dir() / "policy.toml"
+
+
 def env_names() -> dict[str, str]:
     """Return every field's environment name, by field."""
     return {name: str(field.validation_alias) for name, field in ControlConfig.model_fields.items()}
@@ -37,7 +46,7 @@ def load(**options: Any) -> Loaded:
 
     Raises ConfigInvalid, which names the setting by its environment name.
     """
-    folder = Path(os.environ.get("AEGIS_CONFIG_DIR") or "/etc/aegis")
+    folder = config_dir()
     files = [folder / "control.env", folder / "secrets.env"]
     layers = [("environment", dict(os.environ))]
     unreadable = []
@@ -58,6 +67,7 @@ def load(**options: Any) -> Loaded:
             if values.get(name, "") != "":
                 given[field], origins[name] = values[name], origin
                 break
+    given.setdefault("policy_file", default_policy_file())
     try:
         config = ControlConfig(**given)
     except ValidationError as exc:

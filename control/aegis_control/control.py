@@ -24,6 +24,7 @@ from aegis_control.link.registry import Links
 from aegis_control.metrics import Metrics
 from aegis_control.ordering import Ordering
 from aegis_control.placement import Placement
+from aegis_control.policy.in_force import PolicyInForce
 from aegis_control.presence import Presence
 from aegis_control.rate_limits import RateLimits
 from aegis_control.signaling import Signaling
@@ -47,6 +48,7 @@ class Control:
     base_url: str
     database: Database
     issuer: Issuer
+    policy: PolicyInForce
     keyring: Keyring
     rates: RateLimits
     enrollment: Enrollment
@@ -70,6 +72,7 @@ class Control:
         """Take nothing new, end every stream and link."""
         self.stopping.set()
         self.changed.set()
+        self.policy.ask()
         self.hub.notify_all()
         self.auditor.wake()
         self.link_endpoint.close()
@@ -77,10 +80,16 @@ class Control:
 
 @asynccontextmanager
 async def running(
-    config: ControlConfig, database: Database, issuer: Issuer, pepper: bytes, *, base_url: str
+    config: ControlConfig,
+    database: Database,
+    issuer: Issuer,
+    policy: PolicyInForce,
+    pepper: bytes,
+    *,
+    base_url: str,
 ) -> AsyncIterator[Control]:
     """A control with its loops running; both end with the block."""
-    control = wire(config, database, issuer, pepper, base_url=base_url)
+    control = wire(config, database, issuer, policy, pepper, base_url=base_url)
     async with database.read() as conn:
         live = await jobs.in_states(conn, LIVE)
     control.links.expect({job.agent_id for job in live if job.agent_id is not None})
@@ -92,6 +101,7 @@ async def running(
                 ),
                 group.create_task(control.deadlines.run(control.stopping), name="deadlines"),
                 group.create_task(control.auditor.run(control.stopping), name="audit"),
+                group.create_task(policy.run(database, control.stopping), name="policy"),
             ]
             try:
                 yield control
@@ -107,7 +117,13 @@ async def running(
 
 
 def wire(
-    config: ControlConfig, database: Database, issuer: Issuer, pepper: bytes, *, base_url: str
+    config: ControlConfig,
+    database: Database,
+    issuer: Issuer,
+    policy: PolicyInForce,
+    pepper: bytes,
+    *,
+    base_url: str,
 ) -> Control:
     """Make the parts; nothing runs yet."""
     metrics, hub = Metrics(), Hub()
@@ -135,6 +151,7 @@ def wire(
         agent_records,
         open_jobs,
         issuer,
+        policy,
         ledger,
         links,
         placement,
@@ -147,6 +164,7 @@ def wire(
         base_url=base_url,
         database=database,
         issuer=issuer,
+        policy=policy,
         keyring=keyring,
         rates=rates,
         enrollment=Enrollment(database, keyring, issuer, base_url=base_url),

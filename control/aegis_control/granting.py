@@ -6,35 +6,34 @@ import time
 from hashlib import sha256
 from typing import Final
 
-from aegis_protocol.actions import Action
-from aegis_protocol.board import Board
+from aegis_protocol.board import Board, BoardWish
 from aegis_protocol.failures.http import (
-    AgentNotFound,
-    BadRequest,
     IdempotencyConflict,
     JobOver,
     RateLimited,
 )
 from aegis_protocol.grant import Execution, GrantClaims, WebRtcLimits
-from aegis_protocol.http_api import GrantReply, GrantRequest, IceServer, PendingReply
+from aegis_protocol.http_api import GrantReply, GrantRequest, GrantWish, IceServer, PendingReply
 from aegis_protocol.ids import new_id
 from aegis_protocol.signing import b64
 from aegis_protocol.states import JobState, ended
 
 from aegis_control.config import ControlConfig
-from aegis_control.identity import Identity, granted_actions
+from aegis_control.identity import Identity
 from aegis_control.issuer import Issuer
 from aegis_control.jobs import Jobs, not_found
 from aegis_control.link.registry import Links
 from aegis_control.log import get_logger
 from aegis_control.metrics import Metrics
 from aegis_control.placement import Placement
+from aegis_control.policy.decision import Decision, Known, Settings, decide
+from aegis_control.policy.in_force import PolicyInForce
 from aegis_control.presence import Presence
-from aegis_control.store import idempotency, identities, jobs
+from aegis_control.store import grants, idempotency, identities, jobs
 from aegis_control.store.agents import AgentRecord
+from aegis_control.store.audit import Act, record
 from aegis_control.store.jobs import JobRecord
 from aegis_control.store.mirror import Mirror
-from aegis_control.targets import check_target, check_version_wish
 from aegis_control.turn import Side, ice_servers
 
 log = get_logger("grants")
@@ -51,6 +50,7 @@ class Granting:
         agent_records: Mirror[AgentRecord],
         open_jobs: Mirror[JobRecord],
         issuer: Issuer,
+        policy: PolicyInForce,
         ledger: Jobs,
         links: Links,
         placement: Placement,
@@ -63,6 +63,13 @@ class Granting:
         self._agents = agent_records
         self._open_jobs = open_jobs
         self._issuer = issuer
+        self._policy = policy
+        self._settings = Settings(
+            allowed_channels=config.allowed_channels,
+            max_bandwidth_kbps=config.max_bandwidth_kbps,
+            max_message_rate=config.max_message_rate,
+            max_job_secs=config.max_job_secs,
+        )
         self._ledger = ledger
         self._links = links
         self._placement = placement
@@ -78,24 +85,40 @@ class Granting:
 
         idempotency_key  a repeat under the same key means the same job
 
-        Raises ChannelNotAllowed, RoleInsufficient, TargetNotAllowed, BoardNotAllowed,
-        TargetUnknown, AgentNotFound, JobNotFound, JobOver, IdempotencyConflict, RateLimited.
+        Raises what the decision refuses with, JobNotFound, JobOver, IdempotencyConflict,
+        RateLimited.
         """
-        actions = granted_actions(identity, request, self._config.allowed_channels)
         if request.job_id is None:
-            job_id = await self._job(identity, request, idempotency_key)
+            decision = await self._decided(identity, request)
+            job_id = await self._job(identity, request, decision, idempotency_key)
         else:
-            job_id = (await self._ledger.owned(request.job_id, identity.id)).id
+            given = _still(await self._ledger.owned(request.job_id, identity.id))
+            decision = await self._decided(identity, request, job=given)
+            job_id = given.id
         self._presence.seen(job_id)
         job = await self._seen(job_id)
         if job.state is JobState.PENDING:
             await self._placement.settle()
             job = await self._seen(job_id)
-        if ended(job.state):
-            raise JobOver(f"the job {job.id} is {job.state}", job_id=job.id, state=str(job.state))
+        _still(job)
         if job.state is JobState.PENDING or job.agent_id is None:
             return PendingReply(job_id=job.id, state=JobState.PENDING, reasons=job.reasons)
-        return await self._grant(identity, request, job, actions)
+        return await self._grant(identity, request, job, decision)
+
+    async def decide(
+        self, identity: Identity, wish: GrantWish, *, job: JobRecord | None = None
+    ) -> Decision:
+        """
+        Decide about a grant without making one.
+
+        job  the one that it would be for: what it was made for counts, and what it has
+        """
+        if job is not None:
+            wish = _wish_of(wish, job)
+        fleet = await self._agents.now()
+        placed = None if job is None or job.agent_id is None else fleet.get(job.agent_id)
+        known = Known(fleet.values(), placed=placed)
+        return decide(identity, self._policy.policy, self._settings, wish, known)
 
     def ice_servers(self, job: JobRecord, side: Side) -> tuple[IceServer, ...]:
         """The ICE servers of one side of a job."""
@@ -114,13 +137,21 @@ class Granting:
         """A job that is the caller's own: from memory while it is open."""
         return (await self._open_jobs.now()).get(job_id) or await self._ledger.get(job_id)
 
-    async def _job(self, identity: Identity, request: GrantRequest, key: str | None) -> str:
+    async def _decided(
+        self, identity: Identity, request: GrantRequest, *, job: JobRecord | None = None
+    ) -> Decision:
+        """The decision, if it permits; what refuses is raised, and audited."""
+        decision = await self.decide(identity, request, job=job)
+        if decision.error is not None:
+            async with self._ledger.change() as change:
+                await record(change.conn, _denied(request, decision), now_s=change.now_s)
+            raise decision.error
+        return decision
+
+    async def _job(
+        self, identity: Identity, request: GrantRequest, decision: Decision, key: str | None
+    ) -> str:
         """Make a pending job, or find the one that this key stands for."""
-        check_version_wish(request)
-        if request.timeout_secs > self._config.max_job_secs:
-            raise BadRequest(
-                f"timeout_secs: at most {self._config.max_job_secs}", field="timeout_secs"
-            )
         digest = sha256(request.model_dump_json().encode()).digest()
         async with self._ledger.change() as change:
             await identities.take_turn(change.conn, identity.id, now_s=change.now_s)
@@ -130,15 +161,6 @@ class Granting:
                     raise IdempotencyConflict("this Idempotency-Key came with another body")
                 if repeat is not None and await jobs.get(change.conn, repeat.job_id) is not None:
                     return repeat.job_id
-            fleet = (await self._agents.now()).values()
-            if request.target is not None:
-                check_target(request.target, fleet)
-            if request.agent_id is not None and not any(
-                request.agent_id in (agent.id, agent.name) for agent in fleet
-            ):
-                raise AgentNotFound(
-                    f"there is no agent {request.agent_id}", agent_id=request.agent_id
-                )
             waiting = await jobs.count_waiting(change.conn, identity.id)
             if waiting >= self._config.max_waiting_jobs:
                 raise RateLimited(
@@ -148,7 +170,12 @@ class Granting:
                 )
             job_id = new_id()
             await jobs.create(
-                change.conn, job_id, identity.id, request, identity.limits, now_s=change.now_s
+                change.conn,
+                job_id,
+                identity.id,
+                request,
+                decision.limits.placement,
+                now_s=change.now_s,
             )
             if key is not None:
                 await idempotency.keep(
@@ -163,39 +190,17 @@ class Granting:
         identity: Identity,
         request: GrantRequest,
         job: JobRecord,
-        actions: tuple[Action, ...],
+        decision: Decision,
     ) -> GrantReply:
         if job.state not in (JobState.ASSIGNED, JobState.RUNNING, JobState.LOST):
             raise JobOver(f"the job {job.id} is {job.state}", job_id=job.id, state=str(job.state))
         agent = (await self._agents.now()).get(job.agent_id or "")
         if agent is None:
             raise not_found(job.id)
-        now_s = time.time()
-        claims = GrantClaims(
-            iss=self._base_url,
-            sub=identity.id,
-            aud=agent.id,
-            jti=new_id(),
-            iat=now_s,
-            nbf=now_s,
-            exp=now_s + self._config.grant_secs,
-            job_id=job.id,
-            attempt=job.attempt,
-            actions=actions,
-            webrtc=WebRtcLimits(
-                allowed_channels=request.required_channels,
-                max_bandwidth_kbps=self._config.max_bandwidth_kbps,
-                max_message_rate=self._config.max_message_rate,
-                peer_fingerprint=request.peer_fingerprint,
-            ),
-            execution=Execution(
-                target=job.request.target,
-                cpu_cores=job.request.cpu_cores,
-                memory_mb=job.request.memory_mb,
-                timeout_secs=job.request.timeout_secs,
-                boards=dict(job.boards),
-            ),
-        )
+        async with self._ledger.change() as change:
+            claims = self._claims(identity, request, job, decision, agent.id)
+            await grants.add(change.conn, claims)
+            await record(change.conn, _issued(claims, decision), now_s=claims.iat)
         self._metrics.grants.inc()
         log.info(
             "grant.issued",
@@ -203,8 +208,9 @@ class Granting:
             job_id=job.id,
             jti=claims.jti,
             agent_id=agent.id,
-            channels=list(request.required_channels),
-            actions=[str(action) for action in actions],
+            channels=list(decision.channels),
+            actions=[str(action) for action in decision.actions],
+            rule=decision.rule,
         )
         return GrantReply(
             job_id=job.id,
@@ -215,10 +221,45 @@ class Granting:
             agent_name=agent.name,
             agent_key=b64(agent.public_key),
             candidates=job.candidates,
-            allowed_channels=request.required_channels,
-            actions=actions,
+            allowed_channels=decision.channels,
+            actions=decision.actions,
             boards=self._boards(job, agent),
             ice_servers=self.ice_servers(job, "client"),
+        )
+
+    def _claims(
+        self,
+        identity: Identity,
+        request: GrantRequest,
+        job: JobRecord,
+        decision: Decision,
+        agent_id: str,
+    ) -> GrantClaims:
+        now_s = time.time()
+        return GrantClaims(
+            iss=self._base_url,
+            sub=identity.id,
+            aud=agent_id,
+            jti=new_id(),
+            iat=now_s,
+            nbf=now_s,
+            exp=now_s + self._config.grant_secs,
+            job_id=job.id,
+            attempt=job.attempt,
+            actions=decision.actions,
+            webrtc=WebRtcLimits(
+                allowed_channels=decision.channels,
+                max_bandwidth_kbps=decision.limits.max_bandwidth_kbps,
+                max_message_rate=decision.limits.max_message_rate,
+                peer_fingerprint=request.peer_fingerprint,
+            ),
+            execution=Execution(
+                target=job.request.target,
+                cpu_cores=job.request.cpu_cores,
+                memory_mb=job.request.memory_mb,
+                timeout_secs=job.request.timeout_secs,
+                boards=dict(job.boards),
+            ),
         )
 
     def _boards(self, job: JobRecord, agent: AgentRecord) -> tuple[Board, ...]:
@@ -226,3 +267,58 @@ class Granting:
         known = link.boards if link is not None else agent.hello.boards if agent.hello else ()
         by_id = {board.id: board for board in known}
         return tuple(by_id.get(board_id, Board(id=board_id)) for board_id in job.boards)
+
+
+def _still(job: JobRecord) -> JobRecord:
+    """`job`, unless it is over. JobOver."""
+    if ended(job.state):
+        raise JobOver(f"the job {job.id} is {job.state}", job_id=job.id, state=str(job.state))
+    return job
+
+
+def _wish_of(wish: GrantWish, job: JobRecord) -> GrantWish:
+    """What `wish` comes to for a job that was made earlier: the job's own, on this connection."""
+    boards = tuple(BoardWish(id=board_id) for board_id in job.boards) or job.request.boards
+    return job.request.model_copy(
+        update={
+            "required_channels": wish.required_channels,
+            "actions": wish.actions,
+            "boards": boards,
+        }
+    )
+
+
+def _issued(claims: GrantClaims, decision: Decision) -> Act:
+    return Act(
+        what="grant.issued",
+        decision="allowed",
+        rule=decision.rule,
+        job_id=claims.job_id,
+        agent_id=claims.aud,
+        board_id=next(iter(claims.execution.boards), None),
+        facts={
+            "jti": claims.jti,
+            "channels": list(decision.channels),
+            "actions": [str(action) for action in decision.actions],
+            "target": claims.execution.target,
+            "boards": sorted(claims.execution.boards),
+            "expires_at": claims.exp,
+        },
+    )
+
+
+def _denied(request: GrantRequest, decision: Decision) -> Act:
+    return Act(
+        what="grant.denied",
+        decision="denied",
+        rule=decision.rule,
+        job_id=request.job_id,
+        outcome=None if decision.error is None else decision.error.code,
+        facts={
+            "reasons": [f"{why.rule}: {why.error.message}" for why in decision.reasons],
+            "channels": list(request.required_channels),
+            "target": request.target,
+            "agent": request.agent_id,
+            "boards": [wish.id for wish in request.boards if wish.id is not None],
+        },
+    )

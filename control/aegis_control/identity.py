@@ -1,4 +1,4 @@
-"""Who is calling: an identity with a role and limits, and the check of what it may ask for."""
+"""Who is calling: an identity with a role and limits."""
 
 from __future__ import annotations
 
@@ -7,14 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from aegis_protocol.actions import RANK, ROLE_ACTIONS, Action, Role
-from aegis_protocol.channels import ChannelName
-from aegis_protocol.failures.http import (
-    BoardNotAllowed,
-    ChannelNotAllowed,
-    RoleInsufficient,
-    TargetNotAllowed,
-)
-from aegis_protocol.http_api import GrantRequest
+from aegis_protocol.failures.http import RoleInsufficient
 
 MCP: Final = "mcp"
 """Everyone who knows MCP_AUTH_SECRET."""
@@ -24,14 +17,6 @@ LOCAL: Final = "local"
 
 LIMIT_KINDS: Final = ("targets", "labels", "agents", "boards", "channels", "jobs")
 """`key_limits` says what each means."""
-
-CHANNEL_ACTION: Final[Mapping[str, Action]] = {
-    ChannelName.SOURCE: Action.SOURCE_WRITE,
-    ChannelName.PTY: Action.BUILD_READ,
-    ChannelName.FIRMWARE: Action.ARTIFACT_READ,
-    ChannelName.SERIAL: Action.CONSOLE_READ,
-}
-"""What a channel is for; without the action it would be of no use."""
 
 
 @dataclass(frozen=True)
@@ -58,62 +43,3 @@ class Identity:
                 needed=str(role),
                 role=str(self.role),
             )
-
-
-def granted_actions(
-    identity: Identity, request: GrantRequest, allowed_channels: Sequence[str]
-) -> tuple[Action, ...]:
-    """
-    Return the actions of a grant for `request`; the channels are those that it requires.
-
-    Raises ChannelNotAllowed, RoleInsufficient, TargetNotAllowed, BoardNotAllowed.
-    """
-    _check_channels(identity, request, allowed_channels)
-    wanted = identity.actions if request.actions is None else frozenset(request.actions)
-    excess = sorted(wanted - identity.actions)
-    if excess:
-        raise RoleInsufficient(
-            f"the action {excess[0]} is not the role {identity.role}'s",
-            actions=[str(action) for action in excess],
-            role=str(identity.role),
-        )
-    for channel in request.required_channels:
-        needed = CHANNEL_ACTION.get(channel)
-        if needed is not None and needed not in wanted:
-            raise RoleInsufficient(
-                f"the channel {channel} needs the action {needed}, which "
-                + (
-                    f"the role {identity.role} does not have"
-                    if needed not in identity.actions
-                    else "the request leaves out"
-                ),
-                channel=channel,
-                action=str(needed),
-                role=str(identity.role),
-            )
-    targets = identity.limits.get("targets")
-    if targets is not None and request.target is not None and request.target not in targets:
-        raise TargetNotAllowed(
-            f"the key may not use the target {request.target}",
-            target=request.target,
-            allowed=sorted(targets),
-        )
-    boards = identity.limits.get("boards")
-    for wish in request.boards:
-        if boards is not None and wish.id is not None and wish.id not in boards:
-            raise BoardNotAllowed(f"the key may not use the board {wish.id}", board_id=wish.id)
-    return tuple(sorted(wanted))
-
-
-def _check_channels(
-    identity: Identity, request: GrantRequest, allowed_channels: Sequence[str]
-) -> None:
-    limit = identity.limits.get("channels")
-    allowed = [c for c in allowed_channels if limit is None or c in limit]
-    refused = [c for c in request.required_channels if c not in allowed]
-    if refused:
-        raise ChannelNotAllowed(
-            f"the channel {refused[0]} is not allowed; allowed are {', '.join(allowed) or 'none'}",
-            channels=list(refused),
-            allowed=list(allowed),
-        )

@@ -50,7 +50,7 @@ class Keyring:
     async def identify(self, presented: str) -> Identity:
         """Return whose key `presented` is. KeyWrong when it is nobody's, expired or revoked."""
         if _is_one_of(presented, self._mcp_secrets):
-            return Identity(MCP, Role.FLASHER)
+            return self.shared()
         match = _KEY.match(presented)
         if match is None:
             raise KeyWrong("the key is not one of ours", reason=UNKNOWN)
@@ -60,16 +60,12 @@ class Keyring:
         genuine = hmac.compare_digest(digest, self._digest("key", match[2]))
         if record is None or not genuine:
             raise KeyWrong("the key is not one of ours", key_id=match[1], reason=UNKNOWN)
-        if record.revoked_at is not None:
-            raise KeyWrong("the key was revoked", key_id=record.id, reason="revoked")
-        if record.expires_at is not None and record.expires_at <= time.time():
-            raise KeyWrong(
-                "the key has expired",
-                key_id=record.id,
-                reason="expired",
-                expires_at=record.expires_at,
-            )
-        return Identity(record.id, record.role, dict(record.limits), record.expires_at)
+        check_good(record)
+        return identity_of(record)
+
+    def shared(self) -> Identity:
+        """Everyone who knows MCP_AUTH_SECRET."""
+        return Identity(MCP, Role.FLASHER)
 
     async def make_key(
         self,
@@ -153,6 +149,24 @@ class Keyring:
     def _digest(self, kind: str, secret: str) -> bytes:
         message = f"{kind}:{secret}".encode("utf-8", "surrogateescape")
         return hmac.new(self._pepper, message, sha256).digest()
+
+
+def check_good(record: keys.KeyRecord) -> None:
+    """Raise KeyWrong when the key was revoked or has expired."""
+    if record.revoked_at is not None:
+        raise KeyWrong("the key was revoked", key_id=record.id, reason="revoked")
+    if record.expires_at is not None and record.expires_at <= time.time():
+        raise KeyWrong(
+            "the key has expired",
+            key_id=record.id,
+            reason="expired",
+            expires_at=record.expires_at,
+        )
+
+
+def identity_of(record: keys.KeyRecord) -> Identity:
+    """Whose key it is, whether it still is good or not."""
+    return Identity(record.id, record.role, dict(record.limits), record.expires_at)
 
 
 def refused_token() -> EnrollRefused:

@@ -17,6 +17,7 @@ from aegis_control.fleet import FleetMirror
 from aegis_control.jobs import Jobs
 from aegis_control.log import get_logger
 from aegis_control.metrics import Metrics
+from aegis_control.policy.weighing import AGENT_KINDS
 from aegis_control.scheduler import Match, WaitingJob, decide
 from aegis_control.store import boards, jobs
 from aegis_control.store.jobs import JobRecord
@@ -129,7 +130,7 @@ class Placement:
 def waiting(job: JobRecord) -> WaitingJob:
     """What the scheduler needs to know of a pending job."""
     request = job.request
-    labels, allowed = job.limits.get("labels"), job.limits.get("boards")
+    allowed = job.limits.get("boards")
     return WaitingJob(
         id=job.id,
         identity=job.identity,
@@ -142,6 +143,6 @@ def waiting(job: JobRecord) -> WaitingJob:
         cpu_cores=request.cpu_cores,
         memory_mb=request.memory_mb,
         project_key=request.project_key,
-        label_limits=None if labels is None else tuple(labels),
+        among=tuple(tuple(job.limits[kind]) for kind in AGENT_KINDS if kind in job.limits),
         board_limits=None if allowed is None else tuple(allowed),
     )

@@ -21,7 +21,10 @@ from packaging.version import InvalidVersion, Version
 
 @dataclass(frozen=True)
 class WaitingJob:
-    """agent: an id or a name. label_limits: `key=value` words of the key; None: not limited."""
+    """
+    agent  an id or a name
+    among  what key and policy leave: of each, the agent is one by id, name or `key=value`
+    """
 
     id: str
     identity: str
@@ -34,7 +37,7 @@ class WaitingJob:
     cpu_cores: float = 1.0
     memory_mb: int = 1024
     project_key: str | None = None
-    label_limits: tuple[str, ...] | None = None
+    among: tuple[tuple[str, ...], ...] = ()
     board_limits: tuple[str, ...] | None = None
 
 
@@ -176,10 +179,12 @@ class _Room:
         for key, value in sorted(job.labels.items()):
             if self.view.labels.get(key) != value:
                 return _Objection("labels.differ", f"the job asks for the label {key}={value}")
-        for word in job.label_limits or ():
-            key, _, value = word.partition("=")
-            if self.view.labels.get(key) != value:
-                return _Objection("labels.differ", f"the key is limited to the label {word}")
+        own = {f"{key}={value}" for key, value in self.view.labels.items()}
+        own |= {self.view.id, self.view.name}
+        for words in job.among:
+            if own.isdisjoint(words):
+                left = ", ".join(words) or "none"
+                return _Objection("agent.not_allowed", f"key or policy leave {left}")
         return None
 
     def _incapable(self, job: WaitingJob) -> _Objection | None:

@@ -1,8 +1,8 @@
 """
 `aegis-control serve`: opens everything in order, says where it is, and closes it all again.
 
-SIGTERM or SIGINT: health turns to draining, event streams and links end, then the process; a
-second one ends it at once.
+SIGHUP: the policy file is read again. SIGTERM or SIGINT: health turns to draining, event streams
+and links end, then the process; a second one ends it at once.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from aegis_protocol.failures.http import KeyWrong
 from aiohttp import web
 
 from aegis_control.config import ConfigInvalid, ControlConfig
+from aegis_control.config_sources import default_policy_file
 from aegis_control.control import Control, running
 from aegis_control.http.app import make_app
 from aegis_control.http.routes import LOCAL_ROUTES, ROUTES
@@ -33,6 +34,7 @@ from aegis_control.identity import LOCAL, Identity
 from aegis_control.issuer import Issuer
 from aegis_control.local_socket import listening, peer_is_trusted
 from aegis_control.log import get_logger
+from aegis_control.policy.in_force import PolicyInForce
 from aegis_control.secret_files import read_or_make_secret, write_secret
 from aegis_control.service_notify import notify
 from aegis_control.state_dir import StateDir
@@ -65,7 +67,7 @@ async def serving(config: ControlConfig) -> AsyncIterator[Served]:
     """
     Serve until the block ends.
 
-    Raises StateUnusable, StateBusy, StoreUnusable, ListenFailed, ConfigInvalid.
+    Raises StateUnusable, StateBusy, StoreUnusable, ListenFailed, ConfigInvalid, PolicyInvalid.
     """
     state = StateDir(config.state_dir)
     state.make()
@@ -74,12 +76,15 @@ async def serving(config: ControlConfig) -> AsyncIterator[Served]:
         tls = _tls(config)
         sock = stack.enter_context(_bound(config))
         base_url = config.public_base_url or _own_url(sock, tls)
+        policy = PolicyInForce(
+            config.policy_file, required=config.policy_file != default_policy_file()
+        )
         issuer = Issuer.open(state.issuer_key)
         pepper = read_or_make_secret(state.pepper, _PEPPER_BYTES)
         database = await stack.enter_async_context(Database.open(config.database))
         _warn(config)
         control = await stack.enter_async_context(
-            running(config, database, issuer, pepper, base_url=base_url)
+            running(config, database, issuer, policy, pepper, base_url=base_url)
         )
         operator_key = await _first_key(control, state)
         local = stack.enter_context(listening(state.socket))
@@ -103,6 +108,7 @@ async def serve_until_signal(config: ControlConfig, *, announce: Callable[[Serve
         loop.add_signal_handler(number, on_signal, number)
     try:
         async with serving(config) as served:
+            loop.add_signal_handler(signal.SIGHUP, served.control.policy.ask)
             announce(served)
             log.info("control.started", base_url=served.base_url, version=__version__)
             notify("READY=1")
@@ -113,7 +119,7 @@ async def serve_until_signal(config: ControlConfig, *, announce: Callable[[Serve
             loop.call_later(config.drain_timeout_s, _exit_overdue)
         log.info("control.stopped")
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.remove_signal_handler(number)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from aegis_protocol.failures.http import BadRequest, TargetUnknown
-from aegis_protocol.http_api import GrantRequest
+from aegis_protocol.http_api import GrantWish
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from aegis_control.store.agents import AgentRecord
@@ -49,7 +49,7 @@ def check_target(target: str, fleet: Iterable[AgentRecord]) -> None:
         )
 
 
-def check_version_wish(request: GrantRequest) -> None:
+def check_version_wish(request: GrantWish) -> None:
     """Raise BadRequest unless the toolchain's version is a PEP 440 specifier."""
     if request.toolchain is None or not request.toolchain.version:
         return

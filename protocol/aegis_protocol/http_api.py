@@ -42,10 +42,9 @@ class Toolchain(Wire):
     targets: tuple[TargetName, ...] = Field(default=(), max_length=64)
 
 
-class GrantRequest(Wire):
-    """`POST /grant/request`. peer_fingerprint: of the caller's DTLS certificate (DER, SHA-256)."""
+class GrantWish(Wire):
+    """What a grant is asked for: all that is decided on."""
 
-    peer_fingerprint: FingerprintText
     required_channels: tuple[ChannelText, ...] = Field(min_length=1, max_length=16)
     cpu_cores: float = Field(default=1.0, gt=0, le=1024)
     memory_mb: int = Field(default=1024, gt=0, le=1 << 24)
@@ -59,6 +58,12 @@ class GrantRequest(Wire):
     labels: Labels = Field(default_factory=dict)
     boards: tuple[BoardWish, ...] = Field(default=(), max_length=16)
     project_key: Id | None = None
+
+
+class GrantRequest(GrantWish):
+    """`POST /grant/request`. peer_fingerprint: of the caller's DTLS certificate (DER, SHA-256)."""
+
+    peer_fingerprint: FingerprintText
     job_id: Id | None = None
 
 
@@ -135,6 +140,8 @@ class Health(Wire):
     protocol: int
     time: UnixSeconds
     store: Literal["ok", "error"]
+    policy: Literal["default", "file", "stale"] = "default"
+    """Stale: the file as it is now is bad, and an older one counts."""
     agents_online: int
 
 
@@ -315,3 +322,64 @@ class Jwk(Wire):
 
 class Jwks(Wire):
     keys: tuple[Jwk, ...]
+
+
+class PolicyCheckRequest(Wire):
+    """
+    `POST /services/policy/check`: what would be decided.
+
+    key_id        a key's id, or `mcp`
+    role, limits  decide as for a key of that id with this role and these limits, instead of
+                  those that it has (it need not be there)
+    """
+
+    key_id: Id = "anybody"
+    role: Role | None = None
+    limits: KeyLimits = Field(default_factory=dict)
+    wish: GrantWish
+
+
+class PolicyReason(Wire):
+    """rule: whose word it is: a policy rule, a key's limit, a role, a setting, the request."""
+
+    rule: str
+    code: str
+    message: str
+    remedy: str
+
+
+class PolicyDecision(Wire):
+    """
+    rule    what decided
+    limits  which agents and boards the job may get, and how many jobs at once, by kind
+    error   what the real request would be refused with
+
+    A limit of 0 is none.
+    """
+
+    identity: Id
+    role: Role
+    allowed: bool
+    rule: str
+    reasons: tuple[PolicyReason, ...] = ()
+    channels: tuple[ChannelText, ...] = ()
+    actions: tuple[Action, ...] = ()
+    max_bandwidth_kbps: int
+    max_message_rate: int
+    max_job_secs: int
+    limits: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    error: dict[str, Any] | None = None
+
+
+class PolicyShown(Wire):
+    """
+    The policy in force. file: where it came from; none: there is no rule, the defaults count.
+
+    trouble  what is wrong with the file as it is now; the policy shown is the older one
+    """
+
+    file: str | None = None
+    loaded_at: UnixSeconds
+    sha256: str
+    rules: tuple[dict[str, Any], ...] = ()
+    trouble: dict[str, Any] | None = None

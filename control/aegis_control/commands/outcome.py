@@ -12,6 +12,7 @@ from aegis_protocol.errors import AegisError, ErrorReply
 EXIT_CODES: Final[Mapping[str, int]] = MappingProxyType(
     {
         "config.": 3,
+        "policy.invalid": 3,
         "control.state_": 4,
         "store.": 4,
         "control.listen_failed": 5,

@@ -48,6 +48,7 @@ async def health(control: Control, call: Call) -> Reply:
         protocol=PROTOCOL_VERSION,
         time=time.time(),
         store="ok" if store else "error",
+        policy=control.policy.standing.told,
         agents_online=len(control.links.all()),
     )
     well = store and not draining

@@ -31,11 +31,14 @@ from aegis_protocol.http_api import (
     OfferRequest,
     PauseRequest,
     PendingReply,
+    PolicyCheckRequest,
+    PolicyDecision,
+    PolicyShown,
     WhoAmI,
 )
 
 from aegis_control.control import Control
-from aegis_control.http import agent_orders, audit, endpoints, openapi, services
+from aegis_control.http import agent_orders, audit, endpoints, openapi, policy, services
 from aegis_control.http.event_stream import job_events
 from aegis_control.http.route import Call, Query, Reply, Route
 
@@ -239,6 +242,25 @@ ROUTES: Final[tuple[Route, ...]] = (
         "Take an API key back.",
         role=Role.OPERATOR,
         gives={_EMPTY: None},
+        local=True,
+    ),
+    Route(
+        "GET",
+        "/services/policy",
+        policy.show,
+        "The policy in force.",
+        role=Role.OPERATOR,
+        gives={_OK: PolicyShown},
+        local=True,
+    ),
+    Route(
+        "POST",
+        "/services/policy/check",
+        policy.check,
+        "What would be decided about a request for a grant, and by which rule; nothing is made.",
+        role=Role.OPERATOR,
+        takes=PolicyCheckRequest,
+        gives={_OK: PolicyDecision},
         local=True,
     ),
     Route(

@@ -125,6 +125,19 @@ offers: Final = Table(
     Index(None, "job_id", "at"),
 )
 
+grants: Final = Table(
+    "grants",
+    metadata,
+    Column("jti", String(80), primary_key=True),
+    Column("job_id", String(80), ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("agent_id", String(80), nullable=False),
+    Column("identity", String(80), nullable=False),
+    Column("at", Double, nullable=False),
+    Column("expires_at", Double, nullable=False),
+    Index(None, "job_id", "at"),
+    Index(None, "identity", "at"),
+)
+
 job_events: Final = Table(
     "job_events",
     metadata,

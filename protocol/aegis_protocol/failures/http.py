@@ -48,6 +48,28 @@ class BoardNotAllowed(AegisError):
     remedy = "This key may not use that board: `espctl boards` shows the ones it may."
 
 
+class AgentNotAllowed(AegisError):
+    code = "agent.not_allowed"
+    remedy = "This key may not use that agent: leave the agent open, or ask an operator."
+
+
+class ActionNotAllowed(AegisError):
+    code = "action.not_allowed"
+    remedy = (
+        "Ask for less, or have an operator widen the rule: `aegis-control policy check` says which."
+    )
+
+
+class PolicyDenied(AegisError):
+    code = "policy.denied"
+    remedy = "Ask the operator: `aegis-control policy show` has the rule."
+
+
+class PolicyInvalid(AegisError):
+    code = "policy.invalid"
+    remedy = "Mend the line that the message names; `aegis-control policy validate` checks it."
+
+
 class AgentNotFound(AegisError):
     code = "agent.not_found"
     remedy = "`espctl agents` lists the agents there are."

@@ -1,0 +1,51 @@
+"""The grants that were signed: for whom, for which job, at which agent. Never the grant itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aegis_protocol.grant import GrantClaims
+from sqlalchemy import insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from aegis_control.store.tables import grants
+
+
+@dataclass(frozen=True)
+class GrantRecord:
+    """at, expires_at: unix seconds; a connection that it opened lives longer."""
+
+    jti: str
+    job_id: str
+    agent_id: str
+    identity: str
+    at: float
+    expires_at: float
+
+
+async def add(conn: AsyncConnection, claims: GrantClaims) -> None:
+    await conn.execute(
+        insert(grants).values(
+            jti=claims.jti,
+            job_id=claims.job_id,
+            agent_id=claims.aud,
+            identity=claims.sub,
+            at=claims.iat,
+            expires_at=claims.exp,
+        )
+    )
+
+
+async def get(conn: AsyncConnection, jti: str) -> GrantRecord | None:
+    row = (await conn.execute(select(grants).where(grants.c.jti == jti))).one_or_none()
+    return None if row is None else GrantRecord(**row._mapping)
+
+
+async def recent(
+    conn: AsyncConnection, identity: str | None, *, limit: int
+) -> tuple[GrantRecord, ...]:
+    """The newest first; None: everybody's."""
+    statement = select(grants).order_by(grants.c.at.desc(), grants.c.jti.desc()).limit(limit)
+    if identity is not None:
+        statement = statement.where(grants.c.identity == identity)
+    return tuple(GrantRecord(**row._mapping) for row in await conn.execute(statement))
