@@ -25,6 +25,7 @@ from aegis_protocol.ids import public_id
 from aegis_protocol.signing import dtls_statement, unb64, verified
 from fixtures_platformio import platformio_home
 from stand import Client, Stand, a_stand, copy_project
+from waiting import until
 
 __all__ = ["platformio_home"]
 
@@ -231,13 +232,17 @@ async def test_a_large_download_never_fills_the_send_queue(
     (await asyncio.to_thread(client, *words, "--json")).expect()
     sizes = [path.stat().st_size for path in (tmp_path / "out").iterdir()]
     assert max(sizes) > 4 * 1024 * 1024
-    marks = [
-        event["buffered_high_water"]
-        for event in _log(stand.folder / "agent.log")
-        if event["event"] == "session.closed"
-    ]
-    assert marks
-    assert 16_384 < max(marks) <= SEND_QUEUE_CAP_BYTES
+
+    def large() -> list[int]:
+        """What the sessions that sent much had waiting at most; told when a session is over."""
+        return [
+            event["buffered_high_water"]
+            for event in _log(stand.folder / "agent.log")
+            if event["event"] == "session.closed" and event["buffered_high_water"] > 16_384
+        ]
+
+    marks = await until(large, within_s=20)
+    assert max(marks) <= SEND_QUEUE_CAP_BYTES
     assert time.time() - started < 60
 
 
