@@ -28,7 +28,7 @@ from aegis_agent.config import AgentConfig, StaticBoard
 from aegis_agent.daemon import Daemon
 from aegis_agent.identity import Identity
 from aegis_agent.ledger import Ledger
-from aegis_agent.sandbox import Mount, Sandbox
+from aegis_agent.sandbox import Mount
 from aegis_agent.toolchains import BuildPlan, BuildWish, Toolchains
 from aegis_agent.toolchains.kind import Described, DescribedImage, ReadFile
 from aegis_links.certificate import Certificate
@@ -56,11 +56,10 @@ from aegis_protocol.signing import dtls_statement, unb64, verified
 from aegis_protocol.source import SourcePlan, unique_blobs, unpack_bitmap
 from aegis_protocol.states import ended
 from agent_control import ControlPlane
-from build_stand import plan_of
+from build_stand import our_sandbox, plan_of
 from waiting import until
 
 ALL = tuple(ChannelName)
-UID_BASE = 66_500
 HELLO = {"build.sh": b"echo building; echo image > app.bin\n"}
 
 
@@ -345,7 +344,7 @@ async def unlinked_agent(
     shell = Shell()
     toolchains = Toolchains([(shell, shell.detect())])
     with Ledger(config.state_dir / "ledger.sqlite") as ledger:
-        daemon = Daemon(config, toolchains, Sandbox(uid_base=UID_BASE), identity, ledger)
+        daemon = Daemon(config, toolchains, our_sandbox(), identity, ledger)
         task = asyncio.create_task(daemon.run(), name="daemon")
         try:
             yield RunningAgent(control, daemon, identity, config, task)

@@ -29,7 +29,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 Files = Mapping[str, bytes]
 
-UID_BASE = 200_000 + os.getpid() % 20_000 * 16
+USERS = 16
+UID_BASE = 200_000 + os.getpid() % 20_000 * USERS
 
 
 def fixture(name: str) -> dict[str, bytes]:

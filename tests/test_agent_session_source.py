@@ -25,7 +25,7 @@ from aegis_protocol.rpc import LogsTailResult, SourcePlanResult, TaskInfo
 from aegis_protocol.states import TaskState
 from agent_control import ControlPlane
 from agent_stand import HELLO, Peer, RunningAgent, an_agent, missing_of
-from build_stand import plan_of
+from build_stand import UID_BASE, USERS, plan_of
 from waiting import until
 
 pytestmark = pytest.mark.requires("bwrap")
@@ -244,6 +244,7 @@ async def test_two_builds_that_are_asked_for_at_once_are_one(peer: Peer) -> None
 
 async def test_a_canceled_build_is_over_when_the_answer_comes(peer: Peer) -> None:
     started = await peer.build(WAITS)
+    await until(build_processes, within_s=30)
     info = TaskInfo.model_validate(await peer.ask("build.cancel", task_id=started.task_id))
     assert info.state is TaskState.CANCELED
     assert not build_processes()
@@ -517,7 +518,7 @@ async def nothing_is_left(agent: RunningAgent) -> None:
 
 
 def build_processes() -> list[str]:
-    """The processes of the users that builds run as."""
+    """The processes of the users that builds of this run of the tests run as."""
     found = []
     for status in Path("/proc").glob("[0-9]*/status"):
         try:
@@ -525,6 +526,6 @@ def build_processes() -> list[str]:
         except OSError:
             continue
         uid = next(line for line in text.splitlines() if line.startswith("Uid:")).split()[1]
-        if 66_500 <= int(uid) < 66_564:
+        if UID_BASE <= int(uid) < UID_BASE + USERS:
             found.append(text.splitlines()[0])
     return found
