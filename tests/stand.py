@@ -95,6 +95,8 @@ class Stand:
     port: int
     programs: list[Program] = field(default_factory=list)
     settings: dict[str, str] = field(default_factory=dict)
+    listen: str = "127.0.0.1"
+    """Where control listens."""
 
     @property
     def url(self) -> str:
@@ -120,6 +122,7 @@ class Stand:
         }
 
     def start(self, name: str, *command: str, **env: str) -> Program:
+        """`command` begins with one of ours, or with the path of another program."""
         log = self.folder / f"{name}.log"
         with log.open("ab") as output:
             process = subprocess.Popen(
@@ -152,7 +155,7 @@ class Stand:
         """Start control and wait until it answers."""
         program = self.start(
             "control",
-            *("aegis-control", "serve", "--listen", f"127.0.0.1:{self.port}"),
+            *("aegis-control", "serve", "--listen", f"{self.listen}:{self.port}"),
             AEGIS_STATE_DIR=str(self.folder / "control"),
         )
         self.until(lambda: self._answers(), "control", program)
@@ -244,14 +247,16 @@ def copy_project(name: str, into: Path) -> Path:
 
 
 @contextlib.contextmanager
-def a_stand(platformio_home: Path, **settings: str) -> Iterator[Stand]:
+def a_stand(
+    platformio_home: Path, *, listen: str = "127.0.0.1", **settings: str
+) -> Iterator[Stand]:
     folder = Path(tempfile.mkdtemp(prefix="aegis-stand-"))
     folder.chmod(0o755)
     (folder / "home").mkdir()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    stand = Stand(folder, platformio_home, port, settings=settings)
+    stand = Stand(folder, platformio_home, port, settings=settings, listen=listen)
     try:
         stand.control()
         yield stand

@@ -1,0 +1,83 @@
+"""
+A second host on this machine: a network namespace with a cable to this one, which can be cut.
+
+Its addresses are of the range for tests of networks (RFC 2544), and each host has its own.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import secrets
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+_RANGE: Final = ipaddress.IPv4Network("198.18.0.0/15")
+
+
+class OtherHost:
+    """Made by `plugged_in`. `server` is the address by which it reaches what listens here."""
+
+    def __init__(self) -> None:
+        self.name = f"aegis{os.getpid()}x{secrets.token_hex(2)}"
+        self._cable = f"ae{secrets.token_hex(4)}"
+        self.server = str(_a_network()[1])
+        self._network: ipaddress.IPv4Network | None = None
+
+    @classmethod
+    @contextmanager
+    def plugged_in(cls) -> Iterator[OtherHost]:
+        host = cls()
+        _run("ip", "netns", "add", host.name)
+        try:
+            _run(
+                *("ip", "link", "add", host._cable, "type", "veth"),
+                *("peer", "name", "eth0", "netns", host.name),
+            )
+            host._inside("ip", "link", "set", "lo", "up")
+            host._inside("ip", "link", "set", "eth0", "up")
+            _run("ip", "link", "set", host._cable, "up")
+            _run("ip", "addr", "add", f"{host.server}/32", "dev", host._cable)
+            host.move()
+            yield host
+        finally:
+            _run("ip", "netns", "del", host.name)  # and the cable with it
+
+    def command(self, *words: str) -> tuple[str, ...]:
+        """The words that run a program there."""
+        return ("/usr/sbin/ip", "netns", "exec", self.name, *words)
+
+    def move(self) -> None:
+        """Take another address, as a laptop does that changes networks; the old one is gone."""
+        if self._network is not None:
+            _run("ip", "addr", "del", f"{self._network[1]}/30", "dev", self._cable)
+            self._inside("ip", "-4", "addr", "flush", "dev", "eth0")
+        self._network = _a_network()
+        here, there = self._network[1], self._network[2]
+        _run("ip", "addr", "add", f"{here}/30", "dev", self._cable)
+        self._inside("ip", "addr", "add", f"{there}/30", "dev", "eth0")
+        self._inside("ip", "route", "add", "default", "via", str(here))
+
+    def block_udp(self) -> None:
+        """No datagram comes in any more; TCP goes on."""
+        self._inside("nft", "add table inet cut")
+        self._inside("nft", "add chain inet cut in { type filter hook input priority 0 ; }")
+        self._inside("nft", "add rule inet cut in meta l4proto udp drop")
+
+    def let_udp_pass(self) -> None:
+        self._inside("nft", "delete table inet cut")
+
+    def _inside(self, *words: str) -> None:
+        _run(*self.command(*words))
+
+
+def _a_network() -> ipaddress.IPv4Network:
+    number = secrets.randbelow(_RANGE.num_addresses // 4)
+    return ipaddress.IPv4Network((int(_RANGE[number * 4]), 30))
+
+
+def _run(*words: str) -> None:
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
