@@ -84,7 +84,7 @@ async def test_a_transaction_that_is_canceled_is_rolled_back_and_gives_its_turn_
 
         async def never_ends() -> None:
             async with database.write() as conn:
-                await keys.add_token(conn, b"t", name=None, now_s=1, expires_at=2)
+                await keys.add_token(conn, "t", b"t", name=None, now_s=1, expires_at=2)
                 began.set()
                 await asyncio.Event().wait()
 

@@ -138,9 +138,11 @@ async def test_a_token_serves_one_agent_once_however_many_try(database_url: str)
     async with Database.open(database_url) as database:
         now = time.time()
         async with database.write() as conn:
-            await keys.add_token(conn, b"t", name=None, now_s=now, expires_at=now + 60)
-            await keys.add_token(conn, b"old", name=None, now_s=now, expires_at=now - 1)
-            await keys.add_token(conn, b"named", name="bench", now_s=now, expires_at=now + 60)
+            await keys.add_token(conn, "t", b"t", name=None, now_s=now, expires_at=now + 60)
+            await keys.add_token(conn, "old", b"old", name=None, now_s=now, expires_at=now - 1)
+            await keys.add_token(
+                conn, "named", b"named", name="bench", now_s=now, expires_at=now + 60
+            )
 
         async def use(digest: bytes, agent: str, name: str = "any") -> bool:
             async with database.write() as conn:

@@ -33,6 +33,7 @@ app.command("virtual-board")(virtual_board_command)
 EXIT_CODES: Final = {
     "config.invalid": 2,
     "link.refused": 4,
+    "agent.revoked": 4,
     "enroll.refused": 4,
     "enroll.name_taken": 4,
 }

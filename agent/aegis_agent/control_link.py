@@ -54,7 +54,7 @@ _HEALTHY_AFTER_S: Final = 10.0
 _CLOSE_S: Final = 2.0
 _SILENCE_S: Final = (1.0, 120.0)
 """The shortest and the longest that control may ask the agent to bear silence."""
-_FINAL_CODES: Final = frozenset({"link.refused", "protocol.version_mismatch"})
+_FINAL_CODES: Final = frozenset({"link.refused", "agent.revoked", "protocol.version_mismatch"})
 _PATIENT_CODES: Final = frozenset({"agent.key_cloned"})
 """Only a person mends these: tried again after the longest pause.
 

@@ -21,6 +21,7 @@ from aegis_control.keyring import Keyring
 from aegis_control.link.endpoint import LinkEndpoint
 from aegis_control.link.orders import Orders
 from aegis_control.link.registry import Links
+from aegis_control.membership import Membership
 from aegis_control.metrics import Metrics
 from aegis_control.ordering import Ordering
 from aegis_control.placement import Placement
@@ -61,6 +62,7 @@ class Control:
     placement: Placement
     granting: Granting
     ordering: Ordering
+    membership: Membership
     signaling: Signaling
     link_endpoint: LinkEndpoint
     deadlines: Deadlines
@@ -73,6 +75,7 @@ class Control:
         self.stopping.set()
         self.changed.set()
         self.policy.ask()
+        self.membership.wake()
         self.hub.notify_all()
         self.auditor.wake()
         self.link_endpoint.close()
@@ -102,6 +105,7 @@ async def running(
                 group.create_task(control.deadlines.run(control.stopping), name="deadlines"),
                 group.create_task(control.auditor.run(control.stopping), name="audit"),
                 group.create_task(policy.run(database, control.stopping), name="policy"),
+                group.create_task(control.membership.run(control.stopping), name="membership"),
             ]
             try:
                 yield control
@@ -178,6 +182,7 @@ def wire(
         placement=placement,
         granting=granting,
         ordering=Ordering(ledger, orders),
+        membership=Membership(database, ledger, links, agent_records),
         signaling=Signaling(issuer, ledger, orders, granting, metrics),
         auditor=Auditor(database, issuer, keep_days=config.audit_keep_days),
         link_endpoint=LinkEndpoint(

@@ -44,6 +44,8 @@ _SPARE_S: Final = 60.0
 """How long after a job's end the agent has to say so itself."""
 _KEEP_EVENTS_S: Final = 24 * 3600.0
 _KEEP_JOBS_S: Final = 30 * 24 * 3600.0
+_KEEP_TOKENS_S: Final = 7 * 24 * 3600.0
+"""So that a list still shows who used one."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ class Deadlines:
         async with self._database.write() as conn:
             await events.forget(conn, before_s=now_s - _KEEP_EVENTS_S)
             await idempotency.forget(conn, now_s=now_s)
-            await keys.forget_tokens(conn, before_s=now_s)
+            await keys.forget_tokens(conn, before_s=now_s - _KEEP_TOKENS_S)
             await jobs.forget_ended(conn, before_s=now_s - _KEEP_JOBS_S)
 
 

@@ -13,6 +13,7 @@ from aegis_protocol.signing import enroll_statement, unb64, verified
 from aegis_control.issuer import Issuer
 from aegis_control.keyring import Keyring, refused_token
 from aegis_control.log import get_logger
+from aegis_control.membership import refusal
 from aegis_control.store import agents, audit, keys
 from aegis_control.store.audit import Act
 from aegis_control.store.database import Database
@@ -36,7 +37,7 @@ class Enrollment:
         Add an agent, or give a known key its new name.
 
         A token is used up in the same transaction. Raises BadRequest, EnrollRefused,
-        EnrollNameTaken; nothing has changed then.
+        EnrollNameTaken, AgentRevoked; nothing has changed then.
         """
         if request.base_url.rstrip("/") != self._base_url:
             raise BadRequest(
@@ -52,6 +53,10 @@ class Enrollment:
                 digest = self._keyring.token_digest(request.token)
                 if not await keys.use_token(conn, digest, agent_id, request.name, now_s=now_s):
                     raise refused_token()
+            known = await agents.get(conn, agent_id)
+            revoked = None if known is None else refusal(known)
+            if revoked is not None:
+                raise revoked
             holder = await agents.named(conn, request.name)
             if holder is not None and holder.id != agent_id:
                 raise EnrollNameTaken(
@@ -59,7 +64,11 @@ class Enrollment:
                 )
             await agents.enroll(conn, agent_id, request.name, public_key, now_s=now_s)
             joined = Act(
-                what="agent.enrolled", who=agent_id, agent_id=agent_id, outcome=request.name
+                what="agent.enrolled",
+                who=agent_id,
+                agent_id=agent_id,
+                outcome=request.name,
+                facts={"again": known is not None},
             )
             await audit.record(conn, joined, now_s=now_s)
         log.info("agent.enrolled", agent_id=agent_id, name=request.name)

@@ -144,6 +144,8 @@ def _state(record: AgentRecord, link: Link | None) -> tuple[AgentState, str]:
 
     A quarantine is shown whether the agent has a link or not: it is what must be lifted first.
     """
+    if record.revoked_at is not None:
+        return AgentState.REVOKED, record.revoked_reason
     if record.ordered is Order.QUARANTINED:
         return AgentState.QUARANTINED, record.ordered_reason
     if link is None:

@@ -17,11 +17,12 @@ from typing import Final
 
 from aegis_protocol.actions import Role
 from aegis_protocol.failures.http import EnrollRefused, KeyWrong
-from aegis_protocol.http_api import EnrollTokenMade, KeyMade, KeyRow
+from aegis_protocol.http_api import EnrollTokenMade, EnrollTokenRow, KeyMade, KeyRow
 from aegis_protocol.ids import new_secret
 
 from aegis_control.identity import MCP, Identity
-from aegis_control.store import identities, keys
+from aegis_control.store import audit, identities, keys
+from aegis_control.store.audit import Act
 from aegis_control.store.database import Database
 
 _KEY: Final = re.compile(r"^aegis_sk_([a-z2-7]{8,32})_([a-z2-7]{40,80})$")
@@ -89,6 +90,14 @@ class Keyring:
                 now_s=now_s,
                 expires_at=expires_at,
             )
+            facts = {
+                "key_id": key_id,
+                "role": str(role),
+                "name": name,
+                "limits": {kind: list(words) for kind, words in (limits or {}).items()},
+                "expires_at": expires_at,
+            }
+            await audit.record(conn, Act(what="key.created", facts=facts), now_s=now_s)
         return KeyMade(
             id=key_id,
             role=role,
@@ -119,8 +128,13 @@ class Keyring:
 
     async def revoke(self, key_id: str) -> bool:
         """Take a key back; False when there is none of that id."""
+        now_s = time.time()
         async with self._database.write() as conn:
-            return await keys.revoke(conn, key_id, now_s=time.time())
+            found = await keys.revoke(conn, key_id, now_s=now_s)
+            if found:
+                act = Act(what="key.revoked", facts={"key_id": key_id})
+                await audit.record(conn, act, now_s=now_s)
+        return found
 
     async def empty(self) -> bool:
         async with self._database.read() as conn:
@@ -128,16 +142,47 @@ class Keyring:
 
     async def make_token(self, *, ttl_s: float, name: str | None) -> EnrollTokenMade:
         """Make an enrolment token for one agent (of that name, if one is given)."""
-        token, now_s = f"aegis_et_{new_secret()}", time.time()
+        token_id, now_s = new_secret(80), time.time()
+        token, expires_at = f"aegis_et_{token_id}_{new_secret()}", now_s + ttl_s
         async with self._database.write() as conn:
             await keys.add_token(
                 conn,
+                token_id,
                 self._digest("token", token),
                 name=name,
                 now_s=now_s,
-                expires_at=now_s + ttl_s,
+                expires_at=expires_at,
             )
-        return EnrollTokenMade(token=token, expires_at=now_s + ttl_s)
+            facts = {"token_id": token_id, "name": name, "expires_at": expires_at}
+            await audit.record(conn, Act(what="token.created", facts=facts), now_s=now_s)
+        return EnrollTokenMade(id=token_id, token=token, name=name, expires_at=expires_at)
+
+    async def tokens(self) -> tuple[EnrollTokenRow, ...]:
+        """The enrolment tokens, oldest first; an expired one for a week."""
+        async with self._database.read() as conn:
+            records = await keys.tokens(conn)
+        return tuple(
+            EnrollTokenRow(
+                id=record.id,
+                name=record.name,
+                created_at=record.created_at,
+                expires_at=record.expires_at,
+                used_by=record.used_by,
+                used_at=record.used_at,
+                revoked=record.revoked_at is not None,
+            )
+            for record in records
+        )
+
+    async def revoke_token(self, token_id: str) -> bool:
+        """Take a token back; False when there is none of that id."""
+        now_s = time.time()
+        async with self._database.write() as conn:
+            found = await keys.revoke_token(conn, token_id, now_s=now_s)
+            if found:
+                act = Act(what="token.revoked", facts={"token_id": token_id})
+                await audit.record(conn, act, now_s=now_s)
+        return found
 
     def is_agent_secret(self, presented: str) -> bool:
         """Tell whether `presented` is AGENT_AUTH_SECRET."""

@@ -219,6 +219,8 @@ class _Room:
                 return _Objection("agent.draining", self.view.reason or "takes no new jobs")
             case AgentState.QUARANTINED:
                 return _Objection("agent.quarantined", self.view.reason or "quarantined")
+            case AgentState.REVOKED:
+                return _Objection("agent.revoked", self.view.reason or "revoked")
 
     def _full(self, job: WaitingJob) -> _Objection | None:
         view = self.view

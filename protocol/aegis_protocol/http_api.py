@@ -305,8 +305,32 @@ class EnrollTokenRequest(Wire):
 
 
 class EnrollTokenMade(Wire):
+    """A new enrolment token; its text is shown this once. `id` names it later."""
+
+    id: Id
     token: str
+    name: str | None = None
     expires_at: UnixSeconds
+
+
+class EnrollTokenRow(Wire):
+    """name: the only agent that may use it; used_by: the id of the one that did."""
+
+    id: str
+    name: str | None = None
+    created_at: UnixSeconds
+    expires_at: UnixSeconds
+    used_by: Id | None = None
+    used_at: UnixSeconds | None = None
+    revoked: bool = False
+
+
+class EnrollTokenList(Wire):
+    tokens: tuple[EnrollTokenRow, ...]
+
+
+class RevokeAgentRequest(Wire):
+    reason: str = Field(default="", max_length=200)
 
 
 class Jwk(Wire):

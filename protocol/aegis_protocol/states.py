@@ -40,6 +40,7 @@ class AgentState(StrEnum):
     PAUSED = "paused"
     DRAINING = "draining"
     QUARANTINED = "quarantined"
+    REVOKED = "revoked"
 
 
 class Order(StrEnum):

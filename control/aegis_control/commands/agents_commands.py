@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
+from urllib.parse import quote
 
 import typer
-from aegis_protocol.http_api import Agent, AgentList
+from aegis_protocol.http_api import Agent, AgentList, RevokeAgentRequest
 from aegis_protocol.states import BoardState
 from rich.console import Console
 from rich.table import Table
@@ -42,8 +44,22 @@ def show(found: Sequence[Agent]) -> None:
 @agents.command("remove")
 def remove(agent: str, url: Url = None, key_file: KeyFile = None, state_dir: State = None) -> None:
     """Forget an agent, by id or name; its jobs have failed then."""
-    Asking(url, key_file, state_dir).delete(f"/services/agents/{agent}")
+    Asking(url, key_file, state_dir).delete(f"/services/agents/{quote(agent, safe='')}")
     typer.echo(f"removed {agent}")
+
+
+@agents.command("revoke", epilog='Example: aegis-control agents revoke lab-1 --reason "stolen"')
+def revoke(
+    agent: Annotated[str, typer.Argument(help="Its name or id.")],
+    reason: Annotated[str, typer.Option(help="Shown in the list, and to the agent.")] = "",
+    url: Url = None,
+    key_file: KeyFile = None,
+    state_dir: State = None,
+) -> None:
+    """Take an agent's key back: its jobs have failed, and it may neither link up nor enrol."""
+    path = f"/services/agents/{quote(agent, safe='')}/revoke"
+    Asking(url, key_file, state_dir).tell(path, RevokeAgentRequest(reason=reason[:200]))
+    typer.echo(f"revoked {agent}; `agents remove` lets it enrol again")
 
 
 _WIDE = 180

@@ -45,6 +45,10 @@ class Asking:
         sent = None if body is None else body.model_dump(mode="json")
         return _read(self._ask("POST", path, sent), gives)
 
+    def tell(self, path: str, body: BaseModel) -> None:
+        """POST what has no answer."""
+        self._ask("POST", path, body.model_dump(mode="json"))
+
     def delete(self, path: str) -> None:
         self._ask("DELETE", path, None)
 

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import re
 import time
 from typing import Annotated, Final
 
 import typer
 from aegis_protocol.actions import Role
-from aegis_protocol.failures.http import BadRequest, KeyNotFound
+from aegis_protocol.failures.http import KeyNotFound
 from aegis_protocol.http_api import KeyList, KeyMade, KeyRequest, KeyRow
 from rich.console import Console
 from rich.table import Table
 
 from aegis_control import key_limits
 from aegis_control.commands.asking import Asking, Json, KeyFile, State, Url
+from aegis_control.commands.naming import beginning, the_one
 from aegis_control.commands.times import ago, minute, seconds_until
 from aegis_control.identity import LIMIT_KINDS
 
 keys = typer.Typer(help="API keys.", no_args_is_help=True)
 
-_PREFIX: Final = re.compile(r"^(?:aegis_sk_)?([a-z2-7]{1,32})$")
-_LEAST_PREFIX: Final = 4
+_MARKER: Final = "aegis_sk_"
 
 
 @keys.command(
@@ -69,7 +68,7 @@ def list_keys(
     as_json: Json = False,
 ) -> None:
     """Show the keys, without their secrets."""
-    begins = _begins(prefix) if prefix else ""
+    begins = beginning(prefix, _MARKER) if prefix else ""
     found = _found(Asking(url, key_file, state_dir), begins)
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
@@ -94,7 +93,10 @@ def revoke(
 ) -> None:
     """Take a key back."""
     asking = Asking(url, key_file, state_dir)
-    row = _the_one(_begins(key), asking)
+    begins = beginning(key, _MARKER)
+    row = the_one(begins, _found(asking, begins).keys)
+    if row is None:
+        raise KeyNotFound(f"there is no key {begins}", key_id=begins)
     asking.delete(f"/services/keys/{row.id}")
     typer.echo(f"revoked {row.id}" + (f" ({row.name})" if row.name else ""))
 
@@ -131,34 +133,5 @@ def _life_s(expires: str) -> int:
     return seconds_until(expires, option="--expires")
 
 
-def _begins(text: str) -> str:
-    """The beginning of an id. A whole key must not stand in an argument: others can read it."""
-    match = _PREFIX.match(text.strip())
-    if match is None:
-        raise BadRequest(
-            "name a key by its id, or by its beginning, never by all of its text",
-            remedy="The id is what stands between `aegis_sk_` and the next `_`. If a whole key was "
-            "typed, revoke it: other users could read it. `verify-token` takes one on its input.",
-            field="key",
-        )
-    return match[1]
-
-
 def _found(asking: Asking, begins: str) -> KeyList:
     return asking.get("/services/keys" + (f"?prefix={begins}" if begins else ""), KeyList)
-
-
-def _the_one(begins: str, asking: Asking) -> KeyRow:
-    rows = _found(asking, begins).keys
-    exact = [row for row in rows if row.id == begins]
-    if exact:
-        return exact[0]
-    if not rows:
-        raise KeyNotFound(f"there is no key {begins}", key_id=begins)
-    if len(rows) > 1 or len(begins) < _LEAST_PREFIX:
-        raise BadRequest(
-            f"{begins} is the beginning of {', '.join(row.id for row in rows[:5])}",
-            remedy=f"Name one of them, by {_LEAST_PREFIX} letters or more.",
-            field="key",
-        )
-    return rows[0]

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-from aegis_protocol.failures.agent import AgentGone
-from aegis_protocol.failures.http import AgentNotFound, KeyNotFound, LinkRefused
-from aegis_protocol.http_api import EnrollTokenRequest, KeyList, KeyRequest
-from aegis_protocol.states import JobState
+from aegis_protocol.failures.http import KeyNotFound, TokenNotFound
+from aegis_protocol.http_api import (
+    EnrollTokenList,
+    EnrollTokenRequest,
+    KeyList,
+    KeyRequest,
+    RevokeAgentRequest,
+)
 
 from aegis_control.control import Control
 from aegis_control.http.route import Call, Reply
 from aegis_control.key_limits import checked
 from aegis_control.log import get_logger
-from aegis_control.store import agents, audit, jobs
-from aegis_control.store.audit import Act
-from aegis_control.store.jobs import LIVE
 
 log = get_logger("services")
 
@@ -53,22 +54,26 @@ async def make_enroll_token(control: Control, call: Call) -> Reply:
     return Reply(made, HTTPStatus.CREATED)
 
 
+async def list_enroll_tokens(control: Control, call: Call) -> Reply:
+    return Reply(EnrollTokenList(tokens=await control.keyring.tokens()))
+
+
+async def revoke_enroll_token(control: Control, call: Call) -> Reply:
+    token_id = call.path("token_id")
+    if not await control.keyring.revoke_token(token_id):
+        raise TokenNotFound(f"there is no enrolment token {token_id}", token_id=token_id)
+    log.info("enroll.revoked", token_id=token_id, by=call.identity.id)
+    return Reply(status=HTTPStatus.NO_CONTENT)
+
+
 async def remove_agent(control: Control, call: Call) -> Reply:
     """Forget an agent, by id or name: its link is closed and its jobs have failed."""
-    wanted = call.path("agent_id")
-    async with control.ledger.change() as change:
-        record = await agents.get(change.conn, wanted) or await agents.named(change.conn, wanted)
-        if record is None:
-            raise AgentNotFound(f"there is no agent {wanted}", agent_id=wanted)
-        for job in await jobs.in_states(change.conn, LIVE, agent_id=record.id):
-            await change.move(
-                job.id, JobState.FAILED, error=AgentGone("its agent was removed by an operator")
-            )
-        await agents.remove(change.conn, record.id)
-        removed = Act(what="agent.removed", agent_id=record.id, outcome=record.name)
-        await audit.record(change.conn, removed, now_s=change.now_s)
-    link = control.links.find(record.id)
-    if link is not None:
-        link.close(LinkRefused("this agent was removed by an operator"), cause="removed")
-    log.info("agent.removed", agent_id=record.id, name=record.name, by=call.identity.id)
+    await control.membership.remove(call.path("agent_id"))
+    return Reply(status=HTTPStatus.NO_CONTENT)
+
+
+async def revoke_agent(control: Control, call: Call) -> Reply:
+    """Take an agent's key back, by id or name: as its removal, and it may not enrol again."""
+    reason = call.taking(RevokeAgentRequest).reason
+    await control.membership.revoke(call.path("agent_id"), reason=reason)
     return Reply(status=HTTPStatus.NO_CONTENT)

@@ -35,6 +35,8 @@ STATUS: Final[Mapping[str, HTTPStatus]] = MappingProxyType(
         "job.not_found": HTTPStatus.NOT_FOUND,
         "agent.not_found": HTTPStatus.NOT_FOUND,
         "key.not_found": HTTPStatus.NOT_FOUND,
+        "enroll.token_not_found": HTTPStatus.NOT_FOUND,
+        "agent.revoked": HTTPStatus.FORBIDDEN,
         "request.method_not_allowed": HTTPStatus.METHOD_NOT_ALLOWED,
         "job.over": HTTPStatus.CONFLICT,
         "grant.stale": HTTPStatus.CONFLICT,

@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from aegis_control.jobs import Jobs
 from aegis_control.link.reconcile import Reconciliation, reconcile
 from aegis_control.log import get_logger
+from aegis_control.membership import refusal
 from aegis_control.store import agents, audit, jobs
 from aegis_control.store.agents import AgentRecord
 from aegis_control.store.audit import Act
@@ -34,7 +35,7 @@ async def authenticate(
     """
     Return the agent that says `hello`.
 
-    Raises VersionMismatch, LinkRefused.
+    Raises VersionMismatch, LinkRefused, AgentRevoked.
     """
     if hello.protocol != PROTOCOL_VERSION:
         raise VersionMismatch(
@@ -56,6 +57,9 @@ async def authenticate(
         raise LinkRefused(
             "the signature is not the enrolled key's over this challenge", agent_id=hello.agent_id
         )
+    revoked = refusal(record)
+    if revoked is not None:  # said only to who has the key
+        raise revoked
     skew_s = hello.clock - time.time()
     if abs(skew_s) > _CLOCK_SKEW_S:
         log.warning("agent.clock_skewed", agent_id=hello.agent_id, skew_s=round(skew_s, 1))
@@ -78,6 +82,9 @@ async def begin(database: Database, record: AgentRecord, hello: Hello) -> tuple[
         if hello.quarantined is not None:
             await quarantine(conn, record.id, hello.quarantined, resets=hello.resets)
         now = await agents.get(conn, record.id)
+    refused = refusal(now)
+    if refused is not None:
+        raise refused
     if epoch is None or now is None:
         raise LinkRefused("this agent was removed", agent_id=hello.agent_id)
     return now, epoch

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from aegis_protocol.control_link import Hello
 from aegis_protocol.states import Order
-from sqlalchemy import Row, bindparam, delete, insert, select, update
+from sqlalchemy import Row, bindparam, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aegis_control.bus import tell
@@ -43,6 +43,8 @@ class AgentRecord:
     resets: int = 0
     arrivals: tuple[Mapping[str, Any], ...] = ()
     cloned: bool = False
+    revoked_at: float | None = None
+    revoked_reason: str = ""
 
 
 async def get(conn: AsyncConnection, agent_id: str) -> AgentRecord | None:
@@ -169,6 +171,15 @@ async def set_arrivals(
     )
 
 
+async def revoke(conn: AsyncConnection, agent_id: str, reason: str, *, now_s: float) -> None:
+    """Take the agent's key back. Only `remove` undoes it."""
+    values = {
+        "revoked_at": func.coalesce(agents.c.revoked_at, now_s),
+        "revoked_reason": reason[:MAX_REASON],
+    }
+    await _order(conn, agent_id, values)
+
+
 async def remove(conn: AsyncConnection, agent_id: str) -> bool:
     """Forget an agent; tells whether it was there."""
     await tell(conn, "agent", agent_id)
@@ -218,4 +229,6 @@ def _record(row: Row[Any]) -> AgentRecord:
         resets=row.resets,
         arrivals=tuple(row.arrivals or ()),
         cloned=row.cloned,
+        revoked_at=row.revoked_at,
+        revoked_reason=row.revoked_reason,
     )

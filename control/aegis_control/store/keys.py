@@ -25,6 +25,19 @@ class KeyRecord:
     revoked_at: float | None
 
 
+@dataclass(frozen=True)
+class TokenRecord:
+    """An enrolment token. name: the only agent that may use it; id: empty for the oldest ones."""
+
+    id: str
+    name: str | None
+    created_at: float
+    expires_at: float
+    used_by: str | None
+    used_at: float | None
+    revoked_at: float | None
+
+
 async def add(
     conn: AsyncConnection,
     key_id: str,
@@ -80,13 +93,50 @@ async def revoke(conn: AsyncConnection, key_id: str, *, now_s: float) -> bool:
 
 
 async def add_token(
-    conn: AsyncConnection, digest: bytes, *, name: str | None, now_s: float, expires_at: float
+    conn: AsyncConnection,
+    token_id: str,
+    digest: bytes,
+    *,
+    name: str | None,
+    now_s: float,
+    expires_at: float,
 ) -> None:
     await conn.execute(
         insert(enroll_tokens).values(
-            digest=digest, name=name, created_at=now_s, expires_at=expires_at
+            id=token_id, digest=digest, name=name, created_at=now_s, expires_at=expires_at
         )
     )
+
+
+async def tokens(conn: AsyncConnection, *, digest: bytes | None = None) -> tuple[TokenRecord, ...]:
+    """The enrolment tokens, oldest first; or the one that has this digest."""
+    statement = select(enroll_tokens).order_by(enroll_tokens.c.created_at, enroll_tokens.c.id)
+    if digest is not None:
+        statement = statement.where(enroll_tokens.c.digest == digest)
+    return tuple(
+        TokenRecord(
+            id=row.id,
+            name=row.name,
+            created_at=row.created_at,
+            expires_at=row.expires_at,
+            used_by=row.used_by,
+            used_at=row.used_at,
+            revoked_at=row.revoked_at,
+        )
+        for row in await conn.execute(statement)
+    )
+
+
+async def revoke_token(conn: AsyncConnection, token_id: str, *, now_s: float) -> bool:
+    """Take a token back; False when there is none of that id. Once more changes nothing."""
+    if not token_id:
+        return False
+    statement = (
+        update(enroll_tokens)
+        .where(enroll_tokens.c.id == token_id)
+        .values(revoked_at=func.coalesce(enroll_tokens.c.revoked_at, now_s))
+    )
+    return (await conn.execute(statement)).rowcount > 0
 
 
 async def use_token(
@@ -102,6 +152,7 @@ async def use_token(
         .where(
             enroll_tokens.c.digest == digest,
             enroll_tokens.c.expires_at > now_s,
+            enroll_tokens.c.revoked_at.is_(None),
             or_(enroll_tokens.c.used_by.is_(None), enroll_tokens.c.used_by == agent_id),
             or_(enroll_tokens.c.name.is_(None), enroll_tokens.c.name == name),
         )

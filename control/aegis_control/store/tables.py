@@ -55,11 +55,13 @@ enroll_tokens: Final = Table(
     "enroll_tokens",
     metadata,
     Column("digest", LargeBinary, primary_key=True),
+    Column("id", String(32), nullable=False, server_default="", index=True),
     Column("name", String(63)),
     Column("created_at", Double, nullable=False),
     Column("expires_at", Double, nullable=False),
     Column("used_by", String(80)),
     Column("used_at", Double),
+    Column("revoked_at", Double),
 )
 
 agents: Final = Table(
@@ -78,6 +80,8 @@ agents: Final = Table(
     Column("resets", Integer, nullable=False, server_default="0"),
     Column("arrivals", JSON),
     Column("cloned", Boolean, nullable=False, server_default=false()),
+    Column("revoked_at", Double),
+    Column("revoked_reason", String(200), nullable=False, server_default=""),
 )
 
 jobs: Final = Table(

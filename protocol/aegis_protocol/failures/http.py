@@ -117,6 +117,19 @@ class EnrollRefused(AegisError):
     remedy = "Make a new token with `aegis-control enroll-token create`; a token serves once."
 
 
+class TokenNotFound(AegisError):
+    code = "enroll.token_not_found"
+    remedy = "`aegis-control enroll-token list` shows the tokens there are."
+
+
+class AgentRevoked(AegisError):
+    code = "agent.revoked"
+    remedy = (
+        "An operator took this machine's key back. After `aegis-control agents remove NAME` it may "
+        "enrol again."
+    )
+
+
 class LinkRefused(AegisError):
     code = "link.refused"
     remedy = "Enrol this agent: `aegis-agent enroll`."

@@ -1,4 +1,4 @@
-"""What tells an agent's two processes apart that have the same key."""
+"""Tokens that can be named, agents that were revoked, and two of them that have one key."""
 
 from __future__ import annotations
 
@@ -14,3 +14,12 @@ def upgrade() -> None:
     op.add_column(
         "agents", sa.Column("cloned", sa.Boolean, nullable=False, server_default=sa.false())
     )
+    op.add_column("agents", sa.Column("revoked_at", sa.Double))
+    op.add_column(
+        "agents", sa.Column("revoked_reason", sa.String(200), nullable=False, server_default="")
+    )
+    op.add_column(
+        "enroll_tokens", sa.Column("id", sa.String(32), nullable=False, server_default="")
+    )
+    op.add_column("enroll_tokens", sa.Column("revoked_at", sa.Double))
+    op.create_index("ix_enroll_tokens_id", "enroll_tokens", ["id"])
