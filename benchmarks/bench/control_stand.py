@@ -66,6 +66,8 @@ async def running(folder: Path, database_url: str | None) -> AsyncIterator[Runni
         "AEGIS_LISTEN": "127.0.0.1:0",
         "MCP_AUTH_SECRET": MCP,
         "AEGIS_MAX_WAITING_JOBS": "1000000",
+        "AEGIS_RATE_PER_KEY": "1000000/second",
+        "AEGIS_RATE_PER_ADDRESS": "1000000/second",
         "PYTHONUNBUFFERED": "1",
     }
     if database_url is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from pathlib import Path
@@ -15,10 +14,15 @@ from aegis_protocol.errors import AegisError
 from aegis_control.commands import (
     agents_commands,
     audit_commands,
+    boards_commands,
     config_commands,
+    doctor_commands,
+    jobs_commands,
     key_commands,
     order_commands,
     policy_commands,
+    status_commands,
+    store_commands,
     token_commands,
 )
 from aegis_control.commands.outcome import fail
@@ -38,11 +42,34 @@ app.add_typer(agents_commands.agents, name="agents")
 app.add_typer(audit_commands.app, name="audit")
 app.add_typer(config_commands.app, name="config")
 app.add_typer(policy_commands.app, name="policy")
-app.command("list-agents")(agents_commands.list_agents)
-app.command("pause-agent")(order_commands.pause)
-app.command("resume-agent")(order_commands.resume)
-app.command("drain-agent")(order_commands.drain)
-app.command("reset-agent")(order_commands.reset)
+app.command("status", epilog="Example: aegis-control status --watch")(status_commands.status)
+app.command("doctor", epilog="Example: aegis-control doctor --json")(doctor_commands.doctor)
+app.command("list-agents", epilog="Example: aegis-control list-agents --json")(
+    agents_commands.list_agents
+)
+app.command("list-jobs", epilog="Example: aegis-control list-jobs --state pending")(
+    jobs_commands.list_jobs
+)
+app.command(
+    "show-job", epilog="Example: aegis-control show-job 0198f2c0-5b1e-7c3a-9d4f-1a2b3c4d5e6f"
+)(jobs_commands.show_job)
+app.command("list-boards", epilog="Example: aegis-control list-boards --json")(
+    boards_commands.list_boards
+)
+app.command("migrate", epilog="Example: aegis-control migrate --check")(store_commands.migrate)
+app.command("reset", epilog="Example: aegis-control reset --yes-delete-everything")(
+    store_commands.reset
+)
+app.command("pause-agent", epilog="Example: aegis-control pause-agent lab-1 --reason maintenance")(
+    order_commands.pause
+)
+app.command("resume-agent", epilog="Example: aegis-control resume-agent lab-1")(
+    order_commands.resume
+)
+app.command("drain-agent", epilog="Example: aegis-control drain-agent lab-1 --deadline 30m")(
+    order_commands.drain
+)
+app.command("reset-agent", epilog="Example: aegis-control reset-agent lab-1")(order_commands.reset)
 
 
 def main() -> None:
@@ -70,7 +97,7 @@ def options(
     """Options of every command."""
 
 
-@app.command()
+@app.command(epilog="Example: aegis-control serve --listen 127.0.0.1:8470")
 def serve(
     listen: Annotated[
         str | None, typer.Option(help="host:port; port 0 takes a free one. [AEGIS_LISTEN]")
@@ -84,7 +111,7 @@ def serve(
     ] = None,
 ) -> None:
     """Run the control plane until SIGTERM or Ctrl-C."""
-    from aegis_control import log
+    from aegis_control import event_loop, log
     from aegis_control import serve as server
     from aegis_control.config_sources import load
 
@@ -102,4 +129,4 @@ def serve(
             typer.echo(f"first operator key: in {served.operator_key}")
         sys.stdout.flush()
 
-    asyncio.run(server.serve_until_signal(config, announce=announce))
+    event_loop.run(server.serve_until_signal(config, announce=announce))

@@ -115,6 +115,8 @@ class ControlConfig(BaseSettings):
     """An assigned job to which nobody connects for so long goes back to pending, once."""
     audit_keep_days: float = Field(default=365, ge=0, validation_alias="AEGIS_AUDIT_KEEP_DAYS")
     """Older records of the audit are pruned; 0 keeps them for ever."""
+    slow_ms: int = Field(default=500, ge=1, validation_alias="AEGIS_SLOW_MS")
+    """A request or transaction that takes longer is logged and counted as slow."""
     drain_timeout_s: float = Field(default=10, gt=0, validation_alias="AEGIS_DRAIN_TIMEOUT")
     """After SIGTERM everything is closed within so long."""
 

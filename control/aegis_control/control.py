@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from aegis_control.policy.in_force import PolicyInForce
 from aegis_control.presence import Presence
 from aegis_control.rate_limits import RateLimits
 from aegis_control.signaling import Signaling
+from aegis_control.slow import SlowOperations
 from aegis_control.store import agents, jobs
 from aegis_control.store.database import Database
 from aegis_control.store.jobs import LIVE
@@ -56,6 +58,7 @@ class Control:
     hub: Hub
     presence: Presence
     metrics: Metrics
+    slow: SlowOperations
     links: Links
     orders: Orders
     ledger: Jobs
@@ -69,6 +72,7 @@ class Control:
     auditor: Auditor
     changed: asyncio.Event
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    started_at: float = field(default_factory=time.time)
 
     def stop(self) -> None:
         """Take nothing new, end every stream and link."""
@@ -132,6 +136,8 @@ def wire(
     """Make the parts; nothing runs yet."""
     metrics, hub = Metrics(), Hub()
     presence = Presence(hub)
+    slow = SlowOperations(config.slow_ms / 1000, metrics)
+    database.timed = slow.note
     keyring = Keyring(
         database, pepper, mcp_secrets=config.mcp_secrets, agent_secrets=config.agent_secrets
     )
@@ -175,6 +181,7 @@ def wire(
         hub=hub,
         presence=presence,
         metrics=metrics,
+        slow=slow,
         changed=changed,
         links=links,
         orders=orders,

@@ -44,6 +44,12 @@ class Metrics:
             ["cause"],
             registry=self.registry,
         )
+        self.slow_operations = Counter(
+            "aegis_slow_operations_total",
+            "Requests and transactions that took longer than AEGIS_SLOW_MS.",
+            ["kind"],
+            registry=self.registry,
+        )
         self.tick_seconds = Histogram(
             "aegis_scheduler_tick_seconds",
             "Time of one scheduler tick.",

@@ -18,7 +18,7 @@ from aegis_control.commands.times import ago
 agents = typer.Typer(help="Agents.", no_args_is_help=True)
 
 
-@agents.command("list")
+@agents.command("list", epilog="Example: aegis-control agents list")
 def list_agents(
     url: Url = None, key_file: KeyFile = None, state_dir: State = None, as_json: Json = False
 ) -> None:
@@ -41,7 +41,7 @@ def show(found: Sequence[Agent]) -> None:
     console.print(_table(found))
 
 
-@agents.command("remove")
+@agents.command("remove", epilog="Example: aegis-control agents remove lab-1")
 def remove(agent: str, url: Url = None, key_file: KeyFile = None, state_dir: State = None) -> None:
     """Forget an agent, by id or name; its jobs have failed then."""
     Asking(url, key_file, state_dir).delete(f"/services/agents/{quote(agent, safe='')}")

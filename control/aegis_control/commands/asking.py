@@ -41,6 +41,10 @@ class Asking:
     def get(self, path: str, gives: type[Model]) -> Model:
         return _read(self._ask("GET", path, None), gives)
 
+    def text(self, path: str) -> str:
+        """What is no JSON: the metrics."""
+        return self._ask("GET", path, None).decode(errors="replace")
+
     def post(self, path: str, body: BaseModel | None, gives: type[Model]) -> Model:
         sent = None if body is None else body.model_dump(mode="json")
         return _read(self._ask("POST", path, sent), gives)

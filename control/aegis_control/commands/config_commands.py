@@ -16,7 +16,7 @@ from aegis_control.config_sources import Loaded, env_names, load
 app = typer.Typer(help="Settings.", no_args_is_help=True)
 
 
-@app.command("show")
+@app.command("show", epilog="Example: aegis-control config show --json")
 def show(as_json: Json = False) -> None:
     """Print every setting, its value (secrets redacted) and where the value came from."""
     loaded = load()
@@ -30,7 +30,7 @@ def show(as_json: Json = False) -> None:
     Console().print(table)
 
 
-@app.command("validate")
+@app.command("validate", epilog="Example: aegis-control config validate")
 def validate(as_json: Json = False) -> None:
     """Say what is wrong with the settings; exits 0 when nothing is."""
     loaded = load()

@@ -36,12 +36,14 @@ from aegis_control.http.statuses import RETRY_AFTER_S, status_of
 from aegis_control.identity import Identity
 from aegis_control.keyring import UNKNOWN
 from aegis_control.log import get_logger
+from aegis_control.slow import doing
 
 log = get_logger("http")
 
 MAX_BODY_BYTES: Final = 65_536
 
 _ROUTE: Final = web.RequestKey("aegis_route", str)
+_STREAMS: Final = web.RequestKey("aegis_streams", bool)
 _REQUEST_ID: Final = web.RequestKey("aegis_request_id", str)
 _ADDRESS: Final = web.RequestKey("aegis_address", str)
 
@@ -75,14 +77,16 @@ def make_app(
 def _served(control: Control, route: Route, door: Door | None) -> Serve:
     async def serve(request: web.Request) -> web.StreamResponse:
         request[_ROUTE] = route.path
+        request[_STREAMS] = route.streams
         if control.stopping.is_set() and not route.path.startswith("/health"):
             raise Unavailable("control is stopping")
         if route.streams:
             answer = await _answered(control, route, request, door)
         else:
             try:
-                async with asyncio.timeout(control.config.request_timeout_s):
-                    answer = await _answered(control, route, request, door)
+                with doing(f"{route.method} {route.path}"):
+                    async with asyncio.timeout(control.config.request_timeout_s):
+                        answer = await _answered(control, route, request, door)
             except TimeoutError as exc:
                 raise Unavailable("the request took too long") from exc
         return answer if isinstance(answer, web.StreamResponse) else _rendered(answer)
@@ -147,6 +151,9 @@ def _around(control: Control, origins: Origins) -> Callable[..., Awaitable[web.S
             finally:
                 structlog.contextvars.unbind_contextvars("identity")
             route = request.get(_ROUTE, "none")
+            if not request.get(_STREAMS, False):
+                with doing(f"{_method(request)} {route}"):
+                    control.slow.note("request", time.monotonic() - began)
             control.metrics.requests.labels(
                 route=route, method=_method(request), status=answer.status
             ).inc()

@@ -11,6 +11,7 @@ from aegis_protocol.http_api import (
     Agent,
     AgentList,
     BoardList,
+    ControlStatus,
     DrainRequest,
     EnrollReply,
     EnrollRequest,
@@ -40,7 +41,7 @@ from aegis_protocol.http_api import (
 )
 
 from aegis_control.control import Control
-from aegis_control.http import agent_orders, audit, endpoints, openapi, policy, services
+from aegis_control.http import agent_orders, audit, endpoints, openapi, policy, services, status
 from aegis_control.http.event_stream import job_events
 from aegis_control.http.route import Call, Query, Reply, Route
 
@@ -216,6 +217,15 @@ ROUTES: Final[tuple[Route, ...]] = (
         role=None,
         gives={_SWITCH: None},
         streams=True,
+    ),
+    Route(
+        "GET",
+        "/services/status",
+        status.status,
+        "How this control is doing: process, store, agents, jobs, replicas, what was slow.",
+        role=Role.OPERATOR,
+        gives={_OK: ControlStatus},
+        local=True,
     ),
     Route(
         "POST",

@@ -8,10 +8,11 @@ OperationalError too, so that `except DBAPIError` means: the store failed.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
-from typing import Final
+from typing import Final, Literal
 
 from aegis_protocol.ids import new_id
 from sqlalchemy import select, text
@@ -44,6 +45,7 @@ class Database:
 
     shared  whether other processes may be at work on it (PostgreSQL)
     writer  who we are among those
+    timed   called with `read` or `write` and how long a transaction took, the wait for it included
     """
 
     def __init__(self, engine: AsyncEngine, url: str) -> None:
@@ -58,6 +60,7 @@ class Database:
         self.bus: Final = Bus()
         self.shared: Final = not one_writer
         self.writer: Final = new_id()
+        self.timed: Callable[[Literal["read", "write"], float], None] = lambda kind, took_s: None
 
     @classmethod
     @asynccontextmanager
@@ -78,8 +81,10 @@ class Database:
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that writes nothing."""
+        began = time.monotonic()
         async with _connected(self._engine) as conn:
             yield conn
+        self.timed("read", time.monotonic() - began)
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
@@ -88,12 +93,14 @@ class Database:
 
         What was told in it (`bus.tell`) is delivered after the commit.
         """
+        began = time.monotonic()
         async with self._turn, _connected(self._writing) as conn:
             take_words(conn)  # of one that was rolled back on this connection
             async with conn.begin():
                 yield conn
                 words = take_words(conn)
                 await self._tell_others(conn, words)
+        self.timed("write", time.monotonic() - began)
         self.bus.deliver(words)
 
     @asynccontextmanager
@@ -103,7 +110,7 @@ class Database:
             if not self.shared:
                 yield
                 return
-            async with self.read() as conn:
+            async with _connected(self._engine) as conn:
                 await conn.execute(_ALONE, {"what": what})
                 yield
 
@@ -117,7 +124,7 @@ class Database:
             if not self.shared:
                 yield True
                 return
-            async with self.read() as conn:
+            async with _connected(self._engine) as conn:
                 yield bool((await conn.execute(_ALONE_IF_FREE, {"what": what})).scalar_one())
 
     async def answers(self) -> bool:

@@ -42,6 +42,11 @@ def schema(connection: Connection) -> Schema:
     return Schema(current, newest, tuple(known[there:]))
 
 
+def revision(connection: Connection) -> str | None:
+    """The tables' revision, whether this version knows it or not; None: no tables of ours."""
+    return MigrationContext.configure(connection).get_current_revision()
+
+
 def upgrade(connection: Connection) -> Schema:
     """
     Run the missing migrations on `connection`, in its transaction; returns what was before.

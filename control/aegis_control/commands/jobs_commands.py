@@ -1,0 +1,95 @@
+"""`list-jobs` and `show-job`: what runs, what waits, and why."""
+
+from __future__ import annotations
+
+from typing import Annotated
+from urllib.parse import quote
+
+import typer
+from aegis_protocol.http_api import Job, JobList
+from aegis_protocol.states import JobState
+
+from aegis_control.commands.asking import Asking, Json, KeyFile, State, Url
+from aegis_control.commands.tables import print_table
+from aegis_control.commands.times import ago, minute
+
+
+def list_jobs(
+    state: Annotated[
+        list[JobState] | None, typer.Option(help="Only those in this state; several times.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many to look at.")] = 200,
+    url: Url = None,
+    key_file: KeyFile = None,
+    state_dir: State = None,
+    as_json: Json = False,
+) -> None:
+    """Show everybody's jobs, the newest first: whose, where, in which state and why."""
+    found = Asking(url, key_file, state_dir).get(f"/jobs?limit={limit}", JobList)
+    kept = tuple(job for job in found.jobs if not state or job.state in state)
+    if as_json:
+        typer.echo(JobList(jobs=kept).model_dump_json(indent=2))
+        return
+    if not kept:
+        typer.echo("There is no such job." if state else "There is no job.")
+        return
+    print_table(
+        ("ID", "STATE", "IDENTITY", "TARGET", "AGENT", "BOARDS", "MADE", "WHY"),
+        [
+            (
+                job.id,
+                str(job.state),
+                job.identity,
+                job.target or "",
+                job.agent_name or job.agent_id or "",
+                " ".join(job.boards),
+                ago(job.created_at),
+                _why(job),
+            )
+            for job in kept
+        ],
+        whole=("ID", "STATE", "MADE"),
+    )
+
+
+def show_job(
+    job_id: Annotated[str, typer.Argument(help="The job's id.")],
+    url: Url = None,
+    key_file: KeyFile = None,
+    state_dir: State = None,
+    as_json: Json = False,
+) -> None:
+    """Show one job: all that is known of it, with the reasons why it waits, agent by agent."""
+    job = Asking(url, key_file, state_dir).get(f"/jobs/{quote(job_id, safe='')}", Job)
+    if as_json:
+        typer.echo(job.model_dump_json(indent=2))
+        return
+    rows = [
+        ("id", job.id),
+        ("state", str(job.state)),
+        ("identity", job.identity),
+        ("target", job.target or "none"),
+        ("agent", f"{job.agent_name} ({job.agent_id})" if job.agent_id else "none"),
+        ("boards", " ".join(job.boards) or "none"),
+        ("attempt", str(job.attempt)),
+        ("time limit", f"{job.timeout_secs} s"),
+        ("made", minute(job.created_at)),
+        ("changed", f"{minute(job.updated_at)} ({ago(job.updated_at)})"),
+    ]
+    if job.project_key:
+        rows.append(("project", job.project_key))
+    if job.error is not None:
+        rows.append(("error", f"{job.error.get('message')} [{job.error.get('code')}]"))
+    print_table(("WHAT", "IS"), rows, whole=("WHAT",))
+    if job.reasons:
+        typer.echo()
+        print_table(
+            ("WAITS FOR", "WHY", "AGENTS"),
+            [(one.code, one.detail, " ".join(one.agents)) for one in job.reasons],
+        )
+
+
+def _why(job: Job) -> str:
+    if job.error is not None:
+        return str(job.error.get("code", ""))
+    return "; ".join(reason.detail for reason in job.reasons)

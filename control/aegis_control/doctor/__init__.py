@@ -1,0 +1,1 @@
+"""`aegis-control doctor`: what is wrong with control and its surroundings, and what mends it."""

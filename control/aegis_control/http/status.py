@@ -1,0 +1,74 @@
+"""`GET /services/status`: how this control is doing, for its operators."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections import Counter
+from pathlib import Path
+
+from aegis_protocol import PROTOCOL_VERSION, __version__
+from aegis_protocol.http_api import ControlStatus, SlowOperation
+from sqlalchemy.exc import DBAPIError
+
+from aegis_control.control import Control
+from aegis_control.fleet import Fleet
+from aegis_control.http.route import Call, Reply
+from aegis_control.store import jobs, migrate
+
+
+async def status(control: Control, call: Call) -> Reply:
+    """Answers while the store is down too, with what is known without it."""
+    agents: Counter[str] = Counter()
+    open_jobs: dict[str, int] = {}
+    revision: str | None = None
+    store_ok = True
+    try:
+        async with control.database.read() as conn:
+            fleet = await Fleet.look(conn, control.links)
+            counts = await jobs.count_by_state(conn)
+            revision = await conn.run_sync(migrate.revision)
+        agents.update(str(view.state) for view in fleet.views())
+        open_jobs = {str(state): count for state, count in counts.items()}
+    except DBAPIError:
+        store_ok = False
+    slow = control.slow
+    return Reply(
+        ControlStatus(
+            pid=os.getpid(),
+            version=__version__,
+            protocol=PROTOCOL_VERSION,
+            started_at=control.started_at,
+            time=time.time(),
+            base_url=control.base_url,
+            listen=control.config.listen,
+            state_dir=str(control.config.state_dir),
+            store="postgresql" if control.database.shared else "sqlite",
+            store_ok=store_ok,
+            schema_revision=revision,
+            agents=dict(agents),
+            jobs=open_jobs,
+            links=len(control.links.all()),
+            event_streams=control.hub.listening,
+            file_limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+            resident_bytes=_resident_bytes(),
+            slow_ms=control.config.slow_ms,
+            slow={str(kind): count for kind, count in slow.counts.items()},
+            slow_recent=tuple(
+                SlowOperation(
+                    at=done.at, kind=done.kind, what=done.what, took_ms=round(done.took_s * 1000)
+                )
+                for done in slow.recent
+            ),
+        )
+    )
+
+
+def _resident_bytes() -> int:
+    """0 where there is no /proc."""
+    try:
+        pages = Path("/proc/self/statm").read_text().split()[1]
+    except OSError:
+        return 0
+    return int(pages) * resource.getpagesize()
