@@ -184,6 +184,46 @@ async def test_a_viewer_that_comes_back_on_another_link_misses_nothing(tmp: Path
     assert seen == data
 
 
+async def test_a_stream_may_be_viewed_again_from_earlier_while_it_flows(tmp: Path) -> None:
+    data = noise(4_000_000)
+    async with stream_ports() as (agent, client, _):
+        with Spool(tmp / "spool") as spool:
+            spool.append(data)
+            spool.finish()
+            serving = asyncio.create_task(agent.serve(STREAM, spool))
+            for _ in range(3):
+                async with client.view(STREAM, from_offset=2_000_000) as left:
+                    async for _ in left:
+                        break
+                # What was on its way to that one comes now, from beyond.
+                seen = b""
+                async with client.view(STREAM, from_offset=1_000_000) as again:
+                    async for event in again:
+                        assert isinstance(event, StreamOutput)
+                        seen += event.data
+                assert seen == data[1_000_000:]
+            serving.cancel()
+            await asyncio.wait({serving})
+
+
+async def test_an_end_on_its_way_to_an_earlier_viewer_ends_no_later_one() -> None:
+    async with (
+        linked_peers({ESPCTL, PTY}) as peers,
+        StreamPort.over(peers.client.channel(PTY)) as client,
+    ):
+        async with client.view(STREAM, from_offset=0) as viewer:
+            agent = peers.agent.channel(PTY)
+            for frame in (
+                StreamGap(STREAM, 3, 5),
+                StreamOutput(STREAM, 5, b"f"),
+                StreamEnd(STREAM, 6),
+                StreamOutput(STREAM, 0, b"abcdef"),
+                StreamEnd(STREAM, 6),
+            ):
+                await agent.send(frame.encode())
+            assert [event async for event in viewer] == [StreamOutput(STREAM, 0, b"abcdef")]
+
+
 async def test_a_slow_viewer_never_slows_the_writer_and_sees_its_gap(tmp: Path) -> None:
     async with stream_ports() as (agent, client, _):
         with Spool(tmp / "spool", capacity_bytes=MIN_CAPACITY_BYTES) as spool:
@@ -270,7 +310,8 @@ async def test_a_channel_closed_before_the_end_of_a_stream_is_no_end(tmp: Path) 
         b"",
         "text",
         StreamOutput(STREAM, 10, b"beyond").encode(),
-        StreamGap(STREAM, 1, 2).encode(),
+        StreamGap(STREAM, 2, 3).encode(),
+        StreamEnd(STREAM, 2).encode(),
         StreamResume(STREAM, 0).encode(),
     ],
 )
@@ -282,9 +323,10 @@ async def test_a_stream_that_breaks_the_rules_ends_the_channel_with_a_frame_erro
         StreamPort.over(peers.client.channel(PTY)) as client,
     ):
         async with client.view(STREAM) as viewer:
+            await peers.agent.channel(PTY).send(StreamOutput(STREAM, 0, b"a").encode())
             await peers.agent.channel(PTY).send(message)
             with pytest.raises(FrameError):
-                await anext(aiter(viewer))
+                [event async for event in viewer]
         await peers.agent.channel(ESPCTL).send("alive")
         assert await peers.client.channel(ESPCTL).receive() == "alive"
 

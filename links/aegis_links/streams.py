@@ -226,6 +226,7 @@ class StreamViewer:
         self._stream = stream
         self._channel = channel
         self._arrived = from_offset
+        self._served = False  # what came before was on its way to an earlier viewer of this link
         self._acked = from_offset
         self._events: deque[StreamOutput | StreamGap | StreamEnd] = deque()
         self._held_bytes = 0
@@ -265,24 +266,27 @@ class StreamViewer:
 
     def take(self, frame: StreamFrame) -> None:
         match frame:
+            case StreamInput() | StreamResize() | StreamResume() | StreamAck():
+                raise FrameError("Who serves a stream sends no input.")
+            case StreamOutput(offset=start) | StreamGap(start=start) | StreamEnd(offset=start):
+                if start > self._arrived:
+                    if self._served:
+                        raise FrameError(f"Stream {self._stream} leaves bytes out without a gap.")
+                    return
+        self._served = True
+        match frame:
             case StreamOutput(offset=offset, data=data):
-                if offset > self._arrived:
-                    raise FrameError(f"Stream {self._stream} leaves bytes out without a gap.")
                 fresh = data[self._arrived - offset :]
                 if not fresh:
                     return
                 self._put(StreamOutput(self._stream, self._arrived, fresh))
                 self._arrived += len(fresh)
-            case StreamGap(start=start, stop=stop):
-                if start > self._arrived:
-                    raise FrameError(f"Stream {self._stream} leaves bytes out without a gap.")
+            case StreamGap(stop=stop):
                 if stop > self._arrived:
                     self._put(StreamGap(self._stream, self._arrived, stop))
                     self._arrived = stop
             case StreamEnd():
                 self._put(frame)
-            case StreamInput() | StreamResize() | StreamResume() | StreamAck():
-                raise FrameError("Who serves a stream sends no input.")
 
     def end(self, failure: AegisError | None) -> None:
         self._failure = failure or LinkClosed("The channel was closed before the stream ended.")
