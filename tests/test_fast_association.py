@@ -11,6 +11,7 @@ from aegis_links.fast import packets
 from aegis_links.fast.congestion import INITIAL_BYTES
 from aegis_links.fast.receiving import (
     EAGER_AT_START,
+    EAGER_ON_SHORT_PATH,
     MAX_HELD_FRAGMENTS,
     SACK_EVERY_PACKETS,
     Breach,
@@ -228,7 +229,15 @@ async def test_acknowledgments_are_few_in_a_stream_and_one_for_each_packet_at_th
         await until(lambda: near.association.delivered)
         count = sum(is_data(p) for p in near.wire.sent) - data
         assert sum(is_sack(p) for p in far.wire.sent) - before <= count / SACK_EVERY_PACKETS * 2 + 2
-        assert EAGER_AT_START > 100
+
+
+async def test_a_short_path_needs_few_packets_acknowledged_one_by_one() -> None:
+    async with wired(agreed=True) as (near, far):
+        assert near.association._eager == far.association._eager == EAGER_AT_START
+        await until(lambda: far.association._eager == EAGER_ON_SHORT_PATH)
+        far.association._eager = EAGER_AT_START
+        far.association._update_rto(0.2)  # as on a long path
+        assert far.association._eager == EAGER_AT_START
 
 
 async def test_a_lone_packet_is_acknowledged_soon() -> None:

@@ -1,8 +1,9 @@
 """
 The receiving half of an association: what came, in which order, and what to tell the sender.
 
-One SACK answers each packet at the start of an association, and while something is missing and a
-while after: the sender's window grows by SACKs then. Later one answers each batch that the event
+One SACK answers each packet at the start of an association (on a short path a few, on a long one
+many), and while something is missing and a while after: the window of many a sender grows by SACKs
+then. Later one answers each batch that the event
 loop hands over, or every second packet, or a lone packet after 20 ms (RFC 9260 section 6.2).
 """
 
@@ -27,6 +28,9 @@ SACK_DELAY_S: Final = 0.020
 SACK_EVERY_PACKETS: Final = 16
 """Within a batch."""
 EAGER_AT_START: Final = 2_000
+EAGER_ON_SHORT_PATH: Final = 64
+SHORT_RTT_S: Final = 0.010
+"""There a window that grows slowly is soon large enough, and acknowledging is what costs most."""
 EAGER_AFTER_GAP: Final = 256
 MAX_HELD_FRAGMENTS: Final = 16_384
 

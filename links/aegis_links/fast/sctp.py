@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from aiortc import RTCDtlsTransport
-from aiortc.rtcsctptransport import InitChunk, tsn_minus_one
+from typing import Final
+
+from aiortc import RTCDtlsTransport, RTCSctpTransport
+from aiortc.rtcsctptransport import (
+    Chunk,
+    HeartbeatAckChunk,
+    HeartbeatChunk,
+    InitChunk,
+    serialize_packet,
+    tsn_minus_one,
+)
 
 from aegis_links.fast import early_setup
 from aegis_links.fast.sending import Sending
+
+_HEARTBEAT_INFO: Final = 1  # RFC 9260 section 3.3.6
+_PROBE: Final = b"probe"
 
 
 class FastSctp(Sending):
@@ -20,6 +32,7 @@ class FastSctp(Sending):
     def __init__(self, transport: RTCDtlsTransport, port: int = 5000) -> None:
         super().__init__(transport, port)
         self._agreed: InitChunk | None = None
+        self._probed_at: float | None = None
 
     @property
     def early_init(self) -> str:
@@ -51,3 +64,27 @@ class FastSctp(Sending):
         self._inbound_streams_count = min(chunk.outbound_streams, self._inbound_streams_max)
         self._outbound_streams_count = min(self._outbound_streams_count, chunk.inbound_streams)
         self._set_state(self.State.ESTABLISHED)
+
+    def _set_state(self, state: RTCSctpTransport.State) -> None:
+        begins = state is self.State.ESTABLISHED and self._association_state is not state
+        super()._set_state(state)
+        if begins:
+            self._probe()
+
+    async def _receive_chunk(self, chunk: Chunk) -> None:
+        await super()._receive_chunk(chunk)
+        if isinstance(chunk, HeartbeatAckChunk) and self._probed_at is not None:
+            if (_HEARTBEAT_INFO, _PROBE) in chunk.params:
+                self._update_rto(self._own_loop.time() - self._probed_at)
+                self._probed_at = None
+
+    def _probe(self) -> None:
+        """Measure the round trip before there is data to measure it by (RFC 9260 section 8.3)."""
+        heartbeat = HeartbeatChunk()
+        heartbeat.params.append((_HEARTBEAT_INFO, _PROBE))
+        assert self._remote_port is not None
+        self._probed_at = self._own_loop.time()
+        packet = serialize_packet(
+            self._local_port, self._remote_port, self._remote_verification_tag, heartbeat
+        )
+        self._dispatch((packet,))

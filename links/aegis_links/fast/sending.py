@@ -37,7 +37,7 @@ from aiortc.rtcsctptransport import USERDATA_MAX_LENGTH as FULL_BYTES
 
 from aegis_links.fast import gap_blocks, packets
 from aegis_links.fast.congestion import CongestionWindow, useful_bytes
-from aegis_links.fast.receiving import Breach, Receiving
+from aegis_links.fast.receiving import EAGER_ON_SHORT_PATH, SHORT_RTT_S, Breach, Receiving
 
 RTO_INITIAL_S: Final = 1.0
 MISSED_TIMES: Final = 3
@@ -236,6 +236,8 @@ class Sending(Receiving):
     def _update_rto(self, R: float) -> None:
         super()._update_rto(R)
         self._shortest_rtt_s = min(self._shortest_rtt_s, R)
+        if R < SHORT_RTT_S:
+            self._eager = min(self._eager, EAGER_ON_SHORT_PATH)
 
     def _transmit_up_to(self, limit_bytes: int) -> None:
         batch: list[bytes] = []
