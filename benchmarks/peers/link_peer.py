@@ -36,6 +36,7 @@ class LinkPeer:
         self._certificate = Certificate.generate()
         self._link: PeerLink | None = None
         self._echo: asyncio.Task[None] | None = None
+        self._got_bytes = 0
 
     @property
     def link(self) -> PeerLink:
@@ -83,10 +84,14 @@ class LinkPeer:
 
     async def receive(self, size_bytes: int) -> dict[str, Any]:
         channel = self.link.channel(BULK)
-        got, began, cpu_s = 0, time.perf_counter(), time.process_time()
-        while got < size_bytes:
-            got += len(await channel.receive())
+        until, began, cpu_s = self._got_bytes + size_bytes, time.perf_counter(), time.process_time()
+        while self._got_bytes < until:
+            self._got_bytes += len(await channel.receive())
         return {"seconds": time.perf_counter() - began, "cpu_s": time.process_time() - cpu_s}
+
+    async def got(self) -> dict[str, Any]:
+        """How much `receive` has taken so far."""
+        return {"size_bytes": self._got_bytes}
 
     async def keys(self, count: int, pause_s: float) -> dict[str, Any]:
         """Send `count` keystrokes, each answered by the peer; how long each took there and back."""

@@ -8,6 +8,8 @@ A faster way through DTLS and SCTP, as subclasses of aiortc's own transports, on
     packets          SCTP packets as bytes
     early_setup      the association agreed on before the first packet
     congestion       how much may be on its way
+    sharing          how many associations share this process
+    turns            whose turn it is among them
     gap_blocks       which TSNs arrived, as ranges
     inbound_stream   fragments to messages
     sending          the half of an association that sends

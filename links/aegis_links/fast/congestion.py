@@ -21,14 +21,21 @@ _WIDE_FROM_BYTES: Final = 64 * 1024
 _GROWTH_LIMIT_BYTES: Final = 32 * FULL_BYTES
 _FASTEST_BYTES_PER_S: Final = 125_000_000
 _MARGIN_BYTES: Final = 96 * 1024
+_LEAST_SHARE_BYTES: Final = 32 * 1024
+SHORT_RTT_S: Final = 0.010
+"""There a process is as much of a bottleneck as the path."""
 
 
-def useful_bytes(shortest_rtt_s: float) -> int:
+def useful_bytes(shortest_rtt_s: float, sharers: int) -> int:
     """
     More than this on its way only stands in queues, where a keystroke then waits behind it: what
-    a path of 1 Gbit/s holds, and a margin for the turns of two event loops.
+    a path of 1 Gbit/s holds, and a margin for the turns of two event loops. On short paths all
+    that send from this process share that, since its loop carries them one after the other.
     """
-    return _MARGIN_BYTES + int(shortest_rtt_s * _FASTEST_BYTES_PER_S)
+    whole_bytes = _MARGIN_BYTES + int(shortest_rtt_s * _FASTEST_BYTES_PER_S)
+    if sharers == 1 or shortest_rtt_s >= SHORT_RTT_S:
+        return whole_bytes
+    return max(_LEAST_SHARE_BYTES, whole_bytes // sharers)
 
 
 class CongestionWindow:

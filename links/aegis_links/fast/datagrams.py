@@ -19,6 +19,7 @@ from aioice.ice import Connection, StunProtocol
 
 MAX_BURST: Final = 16
 MAX_BATCH: Final = 64
+MAX_BATCH_BYTES: Final = 128 * 1024
 RECEIVE_BUFFER_BYTES: Final = 1024 * 1024
 """What is asked for; the kernel grants no more than net.core.rmem_max."""
 
@@ -66,15 +67,17 @@ class DatagramPort:
             protocol.transport.sendto(datagrams[start : start + size_bytes], address)
 
     async def receive(self) -> list[bytes]:
-        """Wait for a datagram, and return it with all others that are there by then."""
+        """Wait for a datagram, and return it with others that are there by then."""
         queue = self._connection._queue
         batch = [(await self._connection.recvfrom())[0]]
-        while len(batch) < MAX_BATCH and not queue.empty():
+        size_bytes = len(batch[0])
+        while len(batch) < MAX_BATCH and size_bytes < MAX_BATCH_BYTES and not queue.empty():
             item = queue.get_nowait()
             if item is None:  # the end, which the next call shall meet
                 queue.put_nowait(None)
                 break
             batch.append(item[0])
+            size_bytes += len(item[0])
         return batch
 
     def close(self) -> None:

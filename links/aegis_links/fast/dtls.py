@@ -10,6 +10,7 @@ from aiortc.rtcdtlstransport import State
 
 from aegis_links.fast.datagrams import MAX_BURST, DatagramPort, is_record, records_end
 from aegis_links.fast.record_layer import RecordLayer
+from aegis_links.fast.turns import LIGHT_BYTES, of_this_loop
 
 
 @runtime_checkable
@@ -27,6 +28,7 @@ class FastDtls(RTCDtlsTransport):
         self._port = DatagramPort(transport._connection)
         self._records: RecordLayer | None = None
         self._widened = False
+        self._turns = of_this_loop()
 
     def send_packets(self, packets: Sequence[bytes]) -> None:
         """Send each in a record and a datagram of its own. Raises ConnectionError."""
@@ -56,7 +58,10 @@ class FastDtls(RTCDtlsTransport):
             self._widened = True
             self._port.widen()
         packets: list[bytes] = []
-        for datagram in await self._port.receive():
+        datagrams = await self._port.receive()
+        if sum(map(len, datagrams)) > LIGHT_BYTES:
+            await self._turns.mine()
+        for datagram in datagrams:
             if is_record(datagram):
                 packets += records.open(datagram)
         if unasked := records.outgoing():

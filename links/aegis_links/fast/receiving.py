@@ -29,7 +29,6 @@ SACK_EVERY_PACKETS: Final = 16
 """Within a batch."""
 EAGER_AT_START: Final = 2_000
 EAGER_ON_SHORT_PATH: Final = 64
-SHORT_RTT_S: Final = 0.010
 """There a window that grows slowly is soon large enough, and acknowledging is what costs most."""
 EAGER_AFTER_GAP: Final = 256
 MAX_HELD_FRAGMENTS: Final = 16_384
@@ -81,7 +80,7 @@ class Receiving(RTCSctpTransport):
             self._break_off(Breach.NONSENSE)
             return
         self._report()
-        self._flush_now()
+        self._flush_in_turn()
 
     def _break_off(self, why: Breach) -> None:
         if self.breach is None and self._association_state is not self.State.CLOSED:
@@ -91,7 +90,7 @@ class Receiving(RTCSctpTransport):
     def _flooded_by_peer(self, reason: str) -> None:
         self._break_off(Breach.NONSENSE)
 
-    def _flush_now(self) -> None:
+    def _flush_in_turn(self) -> None:
         """Send what may be sent; the other half's."""
         raise TypeError("this is half of an association")
 

@@ -73,10 +73,11 @@ class FastSctp(Sending):
 
     async def _receive_chunk(self, chunk: Chunk) -> None:
         await super()._receive_chunk(chunk)
-        if isinstance(chunk, HeartbeatAckChunk) and self._probed_at is not None:
-            if (_HEARTBEAT_INFO, _PROBE) in chunk.params:
-                self._update_rto(self._own_loop.time() - self._probed_at)
-                self._probed_at = None
+        if not isinstance(chunk, HeartbeatAckChunk) or self._probed_at is None:
+            return
+        if (_HEARTBEAT_INFO, _PROBE) in chunk.params:
+            self._update_rto(self._own_loop.time() - self._probed_at)
+            self._probed_at = None
 
     def _probe(self) -> None:
         """Measure the round trip before there is data to measure it by (RFC 9260 section 8.3)."""

@@ -36,8 +36,10 @@ from aiortc.rtcsctptransport import (
 from aiortc.rtcsctptransport import USERDATA_MAX_LENGTH as FULL_BYTES
 
 from aegis_links.fast import gap_blocks, packets
-from aegis_links.fast.congestion import CongestionWindow, useful_bytes
-from aegis_links.fast.receiving import EAGER_ON_SHORT_PATH, SHORT_RTT_S, Breach, Receiving
+from aegis_links.fast.congestion import SHORT_RTT_S, CongestionWindow, useful_bytes
+from aegis_links.fast.receiving import EAGER_ON_SHORT_PATH, Breach, Receiving
+from aegis_links.fast.sharing import Share, sharers
+from aegis_links.fast.turns import LIGHT_BYTES, of_this_loop
 
 RTO_INITIAL_S: Final = 1.0
 MISSED_TIMES: Final = 3
@@ -45,6 +47,7 @@ MAX_IN_FLIGHT: Final = 8_192
 """Chunks, so that small ones have a bound too."""
 
 _MOST_ROOM_BYTES: Final = 256 * 1024
+_FEW_MESSAGES: Final = 8
 _SACK: Final = struct.Struct("!LLHH")
 _log = structlog.get_logger("aegis_links.fast")
 
@@ -103,6 +106,9 @@ class Sending(Receiving):
         self._again: list[int] = []  # a heap of numbers to be sent again
         self._recovers_at: int | None = None
         self._free_resend = False  # the first one of a recovery goes whatever the window says
+        self._share = Share()
+        self._turns = of_this_loop()
+        self._waits_for_turn = False
         self._shortest_rtt_s = RTO_INITIAL_S
         self._peak_bytes = 0  # the largest flight since it was last looked at
         self._room_bytes = 0  # what acknowledgments have made room for, and nothing filled yet
@@ -159,7 +165,10 @@ class Sending(Receiving):
 
     def _set_state(self, state: RTCSctpTransport.State) -> None:
         super()._set_state(state)
-        if state is self.State.CLOSED and self._flush_handle is not None:
+        if state is not self.State.CLOSED:
+            return
+        self._share.idle()
+        if self._flush_handle is not None:
             self._flush_handle.cancel()
             self._flush_handle = None
 
@@ -170,7 +179,24 @@ class Sending(Receiving):
 
     def _flush_soon(self) -> None:
         self._flush_handle = None
+        self._flush_in_turn()
+
+    def _flush_in_turn(self) -> None:
+        if self._is_light():
+            self._flush_now()
+        elif not self._waits_for_turn:
+            self._waits_for_turn = True
+            self._turns.do(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._waits_for_turn = False
         self._flush_now()
+
+    def _is_light(self) -> bool:
+        queue = self._data_channel_queue
+        if self._unsent or self._again or len(queue) > _FEW_MESSAGES:
+            return False
+        return sum(len(content) for _, _, content in queue) <= LIGHT_BYTES
 
     def _flush_now(self) -> None:
         if self._flushing or self._association_state is not self.State.ESTABLISHED:
@@ -230,7 +256,7 @@ class Sending(Receiving):
         return min(
             self._window.size_bytes,
             self._flight_size + burst_bytes,
-            useful_bytes(self._shortest_rtt_s),
+            useful_bytes(self._shortest_rtt_s, sharers()),
         )
 
     def _update_rto(self, R: float) -> None:
@@ -258,6 +284,7 @@ class Sending(Receiving):
             self._transmit_waiting(limit_bytes, now, batch)
         self._peak_bytes = max(self._peak_bytes, self._flight_size)
         if batch:
+            self._share.busy()
             if self._t3_at is None:
                 self._t3_at = now + self._rto
             self._arm_t3()
@@ -350,6 +377,8 @@ class Sending(Receiving):
                 sampled_at = chunk.sent_at
             self._lands(chunk)
         self._acked += advance
+        if not self._sent:
+            self._share.idle()
         if sampled_at is not None:
             self._update_rto(self._own_loop.time() - sampled_at)
         return newest, acked_bytes
