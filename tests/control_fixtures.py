@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 from aegis_control.config import ControlConfig
+from aegis_control.link.link import Link
 from aegis_control.serve import Served, serving
 from aegis_protocol import PROTOCOL_VERSION
 from aegis_protocol.actions import Role
@@ -68,6 +69,13 @@ def config(state: Path, **settings: Any) -> ControlConfig:
 async def control(state: Path, **settings: Any) -> AsyncIterator[Served]:
     async with serving(config(state, **settings)) as served:
         yield served
+
+
+def link_of(served: Served, agent_id: str) -> Link:
+    """The agent's link as this control has it; without one the test fails."""
+    link = served.control.links.find_own(agent_id)
+    assert link is not None
+    return link
 
 
 async def key_of(served: Served, role: Role, **limits: tuple[str, ...]) -> str:
@@ -204,13 +212,24 @@ class Events:
 
 
 class FakeAgent:
-    """An agent with a real key. `hello`: fields that differ from the ordinary."""
+    """
+    An agent with a real key. `hello`: fields that differ from the ordinary.
+
+    at  where it connects: a replica, or a balancer; by default control's own URL
+    """
 
     def __init__(
-        self, session: aiohttp.ClientSession, base_url: str, *, name: str = "bench", **hello: Any
+        self,
+        session: aiohttp.ClientSession,
+        base_url: str,
+        *,
+        at: str | None = None,
+        name: str = "bench",
+        **hello: Any,
     ) -> None:
         self._session = session
         self.base_url = base_url
+        self.at = at
         self.key = Ed25519PrivateKey.generate()
         self.id = public_id(public_bytes(self.key))
         self.instance = new_id()
@@ -239,7 +258,7 @@ class FakeAgent:
         )
 
     async def enroll(self, token: str = AGENTS) -> EnrollReply:
-        client = Client(self._session, self.base_url, None)
+        client = Client(self._session, self.at or self.base_url, None)
         request = self.enroll_request(token).model_dump(mode="json")
         answer = await client.ask("POST", "/agents/enroll", request)
         assert answer.status == 200, answer.body
@@ -247,7 +266,9 @@ class FakeAgent:
 
     async def open(self) -> Challenge:
         """Open the socket; control speaks first."""
-        self.socket = await self._session.ws_connect(f"{self.base_url}/agents/link", compress=0)
+        self.socket = await self._session.ws_connect(
+            f"{self.at or self.base_url}/agents/link", compress=0
+        )
         return await self.next(Challenge)
 
     def hello(self, challenge: Challenge, **fields: Any) -> Hello:
@@ -333,15 +354,26 @@ class Bench:
     def base_url(self) -> str:
         return self.served.base_url
 
+    @property
+    def at(self) -> str:
+        """Where it listens, when its public URL is another."""
+        return self._replica or self.base_url
+
+    @property
+    def _replica(self) -> str | None:
+        if self.served.control.config.public_base_url is None:
+            return None
+        return f"http://127.0.0.1:{self.served.port}"
+
     def client(self, key: str | None = MCP) -> Client:
-        return Client(self.session, self.base_url, key)
+        return Client(self.session, self.at, key)
 
     async def client_of(self, role: Role, **limits: tuple[str, ...]) -> Client:
         return self.client(await key_of(self.served, role, **limits))
 
     def machine(self, name: str = "bench", **hello: Any) -> FakeAgent:
         """An agent that is not enrolled yet."""
-        agent = FakeAgent(self.session, self.base_url, name=name, **hello)
+        agent = FakeAgent(self.session, self.base_url, at=self._replica, name=name, **hello)
         self.machines.append(agent)  # a link lives as long as somebody holds it
         return agent
 

@@ -25,7 +25,7 @@ from aegis_protocol.errors import ErrorBody
 from aegis_protocol.http_api import GrantRequest
 from aegis_protocol.signing import b64, link_statement, public_bytes
 from aegis_protocol.states import JobState
-from control_fixtures import FINGERPRINT, Bench, bench, board
+from control_fixtures import FINGERPRINT, Bench, bench, board, link_of
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from waiting import until
 
@@ -138,7 +138,7 @@ async def test_a_frame_of_a_newer_version_is_passed_over(tmp: Path) -> None:
         assert agent.socket is not None
         await agent.socket.send_str(json.dumps({"type": "moon.phase", "phase": 3}))
         await agent.send(Status(paused="still understood"))
-        link = b.served.control.links.get(agent.id)
+        link = link_of(b.served, agent.id)
         await until(lambda: link.paused)
 
 
@@ -184,14 +184,14 @@ async def test_a_newer_hello_supersedes_the_older_link(tmp: Path) -> None:
             while (event := await events.next()) is not None and event.type != "answer":
                 kinds.append(event.type)
         assert "closed" not in kinds  # the agent was never gone
-        assert b.served.control.links.get(agent.id).epoch == 2
+        assert link_of(b.served, agent.id).epoch == 2
 
 
 async def test_what_an_agent_says_of_itself_changes_who_fits(tmp: Path) -> None:
     async with bench(tmp / "s") as b:
         agent, client = await b.agent(), b.client()
         await agent.send(Status(paused="disk 96 %"))
-        link = b.served.control.links.get(agent.id)
+        link = link_of(b.served, agent.id)
         await until(lambda: link.paused)
         waits = await client.request(boards=[{"id": "p4-1"}])
         (reason,) = waits.body["reasons"]
@@ -369,6 +369,6 @@ def test_reconciling_compares_attempts_states_and_agents() -> None:
 async def _settled(b: Bench, agent_id: str) -> None:
     """Wait until control has done all that the agent sent so far: frames keep their order."""
     agent = next(machine for machine in b.machines if machine.id == agent_id)
-    link = b.served.control.links.get(agent_id)
+    link = link_of(b.served, agent_id)
     await agent.send(Status(paused="a mark"))
     await until(lambda: link.paused == "a mark")

@@ -18,6 +18,7 @@ from aegis_protocol.http_api import GrantRequest
 from aegis_protocol.states import JobState
 from control_fixtures import FINGERPRINT
 from databases import database_kind, database_url, postgres
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 __all__ = ["database_kind", "database_url", "postgres"]
@@ -118,7 +119,7 @@ async def test_what_could_not_be_read_is_read_the_next_time(tmp: Path) -> None:
         await mirror.now()
         await rename(database, "ag-a", "new")
         read.fails = True
-        with pytest.raises(OSError, match="away"):
+        with pytest.raises(OperationalError, match="away"):
             await mirror.now()
         read.fails = False
         assert (await mirror.now())["ag-a"].name == "new"

@@ -12,7 +12,7 @@ from aegis_control.store.tables import audit
 from aegis_protocol.actions import Role
 from aegis_protocol.control_link import Drain, JobCancel, Pause, Reset, Resume, Status
 from aegis_protocol.states import Order
-from control_fixtures import Bench, Client, FakeAgent, bench
+from control_fixtures import Bench, Client, FakeAgent, bench, link_of
 from control_runs import call
 from databases import database_kind, database_url, postgres
 from sqlalchemy import select
@@ -155,7 +155,7 @@ async def test_a_drain_tells_the_agent_its_deadline_and_force_is_at_once(tmp: Pa
 
 async def told_quarantined(b: Bench, agent: FakeAgent, reason: str, *, resets: int) -> None:
     await agent.send(Status(paused=reason, quarantined=reason, resets=resets))
-    link = b.served.control.links.get(agent.id)
+    link = link_of(b.served, agent.id)
     await until(lambda: link.paused == reason)
 
 
@@ -175,7 +175,7 @@ async def test_an_agent_that_quarantines_itself_stays_so_until_it_is_reset(tmp: 
         assert (await agent.next(Reset)).resets == 1
         await told_quarantined(b, agent, "3 builds failed", resets=0)  # it had not heard of it yet
         await agent.send(Status(resets=1))
-        await until(lambda: b.served.control.links.get(agent.id).paused is None)
+        await until(lambda: link_of(b.served, agent.id).paused is None)
         assert (await shown(client))["state"] == "online"
 
 

@@ -28,6 +28,7 @@ from pydantic_settings import (
 
 from aegis_control.log import check_spec
 from aegis_control.rate_limits import check_rate
+from aegis_control.sealing import MIN_KEY_CHARACTERS
 
 DEFAULT_PORT: Final = 8470
 DEFAULT_LISTEN: Final = f"127.0.0.1:{DEFAULT_PORT}"
@@ -75,6 +76,11 @@ class ControlConfig(BaseSettings):
     )
     stun_urls: Words = Field(default=(), validation_alias="AEGIS_STUN_URLS")
     turn_urls: Words = Field(default=(), validation_alias="AEGIS_TURN_URLS")
+    seal_key: SecretStr | None = Field(default=None, validation_alias="AEGIS_SEAL_KEY")
+    """What replicas share lies in the database sealed with this."""
+    seal_key_previous: SecretStr | None = Field(
+        default=None, validation_alias="AEGIS_SEAL_KEY_PREVIOUS"
+    )
     turn_secret: SecretStr | None = Field(default=None, validation_alias="AEGIS_TURN_SECRET")
     trusted_proxies: Annotated[tuple[Network, ...], NoDecode] = Field(
         default=(), validation_alias="AEGIS_TRUSTED_PROXIES"
@@ -201,6 +207,14 @@ class ControlConfig(BaseSettings):
                 raise ValueError(f"{url!r} is no TURN URL such as turn:turn.example.org:3478")
         return value
 
+    @field_validator("seal_key", "seal_key_previous")
+    @classmethod
+    def _long_seal_key(cls, value: SecretStr | None) -> SecretStr | None:
+        text = "" if value is None else value.get_secret_value().strip()
+        if text and len(text) < MIN_KEY_CHARACTERS:
+            raise ValueError(f"at least {MIN_KEY_CHARACTERS} random characters")
+        return value
+
     @field_validator("log")
     @classmethod
     def _log_spec(cls, value: str) -> str:
@@ -235,6 +249,10 @@ class ControlConfig(BaseSettings):
     @property
     def agent_secrets(self) -> tuple[str, ...]:
         return _given(self.agent_auth_secret, self.agent_auth_secret_previous)
+
+    @property
+    def seal_keys(self) -> tuple[str, ...]:
+        return _given(self.seal_key, self.seal_key_previous)
 
     @property
     def database(self) -> str:

@@ -21,6 +21,7 @@ from aegis_control.jobs import Jobs
 from aegis_control.keyring import Keyring
 from aegis_control.link.endpoint import LinkEndpoint
 from aegis_control.link.orders import Orders
+from aegis_control.link.others import Others
 from aegis_control.link.registry import Links
 from aegis_control.membership import Membership
 from aegis_control.metrics import Metrics
@@ -29,11 +30,13 @@ from aegis_control.placement import Placement
 from aegis_control.policy.in_force import PolicyInForce
 from aegis_control.presence import Presence
 from aegis_control.rate_limits import RateLimits
+from aegis_control.replica import Replica
 from aegis_control.signaling import Signaling
 from aegis_control.slow import SlowOperations
 from aegis_control.store import agents, jobs
 from aegis_control.store.database import Database
 from aegis_control.store.jobs import LIVE
+from aegis_control.store.listening import listen
 from aegis_control.store.mirror import Mirror
 
 _LOOPS_END_S: Final = 6.0
@@ -60,7 +63,9 @@ class Control:
     metrics: Metrics
     slow: SlowOperations
     links: Links
+    others: Others
     orders: Orders
+    replica: Replica
     ledger: Jobs
     placement: Placement
     granting: Granting
@@ -82,6 +87,7 @@ class Control:
         self.membership.wake()
         self.hub.notify_all()
         self.auditor.wake()
+        self.others.wake()
         self.link_endpoint.close()
 
 
@@ -100,6 +106,8 @@ async def running(
     async with database.read() as conn:
         live = await jobs.in_states(conn, LIVE)
     control.links.expect({job.agent_id for job in live if job.agent_id is not None})
+    await control.replica.join()
+    await control.others.look_at_all()
     try:
         async with asyncio.TaskGroup() as group:
             loops = [
@@ -110,6 +118,9 @@ async def running(
                 group.create_task(control.auditor.run(control.stopping), name="audit"),
                 group.create_task(policy.run(database, control.stopping), name="policy"),
                 group.create_task(control.membership.run(control.stopping), name="membership"),
+                group.create_task(control.replica.run(control.stopping), name="replica"),
+                group.create_task(control.others.run(control.stopping), name="others"),
+                group.create_task(listen(database, control.stopping), name="bus"),
             ]
             try:
                 yield control
@@ -118,6 +129,7 @@ async def running(
                 await asyncio.wait(loops, timeout=_LOOPS_END_S)
                 for loop in loops:
                     loop.cancel()
+                await control.replica.leave()
     except BaseExceptionGroup as group_of_one:
         if len(group_of_one.exceptions) == 1:  # what the block raised is not wrapped
             raise group_of_one.exceptions[0] from None
@@ -148,13 +160,14 @@ def wire(
     )
     changed = asyncio.Event()
     links = Links(metrics, on_change=changed.set)
-    orders = Orders(links)
+    others = Others(database, links)
+    orders = Orders(database, links)
     database.bus.subscribe("job", hub.notify)
     database.bus.subscribe("agent", lambda _: changed.set())
     agent_records = Mirror(database, "agent", agents.some)
     open_jobs = Mirror(database, "job", jobs.open_ones)
     fleet = FleetMirror(database, links, agent_records, open_jobs)
-    placement = Placement(fleet, open_jobs, metrics, changed)
+    placement = Placement(database, fleet, open_jobs, metrics, changed)
     ledger = Jobs(database, metrics, on_room=changed.set)
     granting = Granting(
         config,
@@ -184,7 +197,9 @@ def wire(
         slow=slow,
         changed=changed,
         links=links,
+        others=others,
         orders=orders,
+        replica=Replica(database, ledger, links, address=base_url, on_death=changed.set),
         ledger=ledger,
         placement=placement,
         granting=granting,

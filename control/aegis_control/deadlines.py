@@ -30,7 +30,7 @@ from aegis_control.link.orders import Orders
 from aegis_control.link.registry import Links
 from aegis_control.log import get_logger
 from aegis_control.presence import Presence
-from aegis_control.store import agents, events, idempotency, jobs, keys
+from aegis_control.store import agents, clock, events, idempotency, jobs, keys
 from aegis_control.store.database import Database
 from aegis_control.store.jobs import LIVE, JobRecord
 from aegis_control.store.mirror import Mirror
@@ -39,6 +39,7 @@ log = get_logger("deadlines")
 
 _LOOK_S: Final = 1.0
 _SEEN_EVERY_S: Final = 5.0
+_NOTE_EVERY_S: Final = 5.0
 _FORGET_EVERY_S: Final = 600.0
 _SPARE_S: Final = 60.0
 """How long after a job's end the agent has to say so itself."""
@@ -110,6 +111,8 @@ class Deadlines:
         self._presence = presence
         self._graces = graces
         self._written: dict[str, float] = {}
+        self._note_every_s = min(_NOTE_EVERY_S, graces.absent_after_s / 4)
+        self._noted_at = 0.0
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Look every second until `stopping` is set. No transaction is cut off."""
@@ -117,6 +120,7 @@ class Deadlines:
         while not stopping.is_set():
             now = time.monotonic()
             try:
+                await self._note_clients()
                 await self.look()
                 if now - seen_at > _SEEN_EVERY_S:
                     seen_at = now
@@ -129,15 +133,23 @@ class Deadlines:
             await set_within(stopping, _LOOK_S)
 
     async def look(self) -> None:
-        """Do once what is due."""
+        """Do once what is due. No other replica looks meanwhile: it would act on what it saw."""
+        async with self._database.alone("deadlines"):
+            await self._database.in_step()
+            await self._look()
+
+    async def _look(self) -> None:
         open_jobs = await self._open_jobs.now()
+        async with self._database.read() as conn:
+            store_now_s = await clock.now_s(conn)
         self._presence.keep_only(open_jobs)
         for job in tuple(open_jobs.values()):
+            noted_s = store_now_s - (job.client_seen or job.created_at)
             found = due(
                 job,
                 self._graces,
                 now_s=time.time(),
-                absent_s=self._presence.absent_s(job.id),
+                absent_s=self._presence.absent_s(job.id, noted_s=noted_s),
                 agent_down_s=0.0 if job.agent_id is None else self._links.down_s(job.agent_id),
             )
             if found is not None:
@@ -153,8 +165,20 @@ class Deadlines:
         if found.to is not JobState.LOST:
             await tell_agent_to_end(self._orders, job, "its time at control is over")
 
+    async def _note_clients(self) -> None:
+        """Let the other replicas know whose clients are here."""
+        now = time.monotonic()
+        if not self._database.shared or now - self._noted_at < self._note_every_s:
+            return
+        open_jobs = (await self._open_jobs.now()).values()
+        news = self._presence.news([j.id for j in open_jobs if j.state is JobState.PENDING])
+        self._noted_at = now
+        if news:
+            async with self._database.write() as conn:
+                await jobs.note_clients(conn, news, now_s=await clock.now_s(conn))
+
     async def _write_seen(self) -> None:
-        heard = {agent_id: link.heard_at for agent_id, link in self._links.all().items()}
+        heard = {agent_id: link.heard_at for agent_id, link in self._links.own().items()}
         news = {a: at for a, at in heard.items() if self._written.get(a) != at}
         if news:
             async with self._database.write() as conn:

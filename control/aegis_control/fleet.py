@@ -12,7 +12,7 @@ from aegis_protocol.signing import b64
 from aegis_protocol.states import AgentState, BoardState, Order
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from aegis_control.link.link import Link
+from aegis_control.link.linked import Linked, state_of
 from aegis_control.link.registry import Links
 from aegis_control.scheduler import AgentView
 from aegis_control.store import agents, boards, jobs
@@ -28,7 +28,7 @@ class IdleViews:
     def __init__(self) -> None:
         self._views: dict[str, tuple[tuple[object, ...], AgentView]] = {}
 
-    def of(self, record: AgentRecord, link: Link | None) -> AgentView:
+    def of(self, record: AgentRecord, link: Linked | None) -> AgentView:
         told = () if link is None else (link.boards, link.warm, link.paused, link.draining)
         source = (record, link, *told)
         known = self._views.get(record.id)
@@ -48,7 +48,7 @@ class Fleet:
     """One look at everything. holders: (agent id, board id) to job id."""
 
     records: tuple[AgentRecord, ...]
-    links: Mapping[str, Link]
+    links: Mapping[str, Linked]
     live: tuple[JobRecord, ...]
     holders: Mapping[tuple[str, str], str]
     idle: IdleViews = field(default_factory=IdleViews)
@@ -107,7 +107,9 @@ class Fleet:
                     memory_mb=view.memory_mb,
                     labels=dict(view.labels),
                     boards=tuple(self._with_holder(record.id, board) for board in view.boards),
-                    last_seen=record.last_seen if link is None else link.heard_at,
+                    last_seen=record.last_seen
+                    if link is None or link.heard_at is None
+                    else link.heard_at,
                 )
             )
         return tuple(rows)
@@ -138,7 +140,7 @@ class Fleet:
         return board.model_copy(update={"state": BoardState.HELD if held else BoardState.FREE})
 
 
-def _state(record: AgentRecord, link: Link | None) -> tuple[AgentState, str]:
+def _state(record: AgentRecord, link: Linked | None) -> tuple[AgentState, str]:
     """
     What an operator ordered stands above what the agent says of itself.
 
@@ -156,7 +158,7 @@ def _state(record: AgentRecord, link: Link | None) -> tuple[AgentState, str]:
         case Order.DRAINING:
             return AgentState.DRAINING, record.ordered_reason
         case _:
-            return link.state()
+            return state_of(link)
 
 
 class FleetMirror:
@@ -185,7 +187,7 @@ class FleetMirror:
         return Fleet(tuple(records.values()), self._links.all(), live, holders, self._idle)
 
 
-def _idle(record: AgentRecord, link: Link | None) -> AgentView:
+def _idle(record: AgentRecord, link: Linked | None) -> AgentView:
     hello = record.hello
     if hello is None:
         return AgentView(record.id, record.name, AgentState.DISCONNECTED, "was never connected")

@@ -66,6 +66,15 @@ class Issuer:
             raise _damaged(path)
         return cls(loaded)
 
+    @classmethod
+    def from_private(cls, raw: bytes) -> Issuer:
+        """From the 32 bytes of a private key."""
+        return cls(Ed25519PrivateKey.from_private_bytes(raw))
+
+    def private(self) -> bytes:
+        """The private key's 32 bytes."""
+        return self._key.private_bytes_raw()
+
     def sign(self, claims: grant.GrantClaims) -> str:
         return grant.sign(claims, self._key, self.kid)
 

@@ -88,7 +88,7 @@ class Membership:
         self._changed.set()
 
     async def _oust(self, told: Set[str]) -> None:
-        links = self._links.all()
+        links = self._links.own()
         here = links if EVERYTHING in told else {a: links[a] for a in told if a in links}
         if not here:
             return

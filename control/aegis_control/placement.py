@@ -20,6 +20,7 @@ from aegis_control.metrics import Metrics
 from aegis_control.policy.weighing import AGENT_KINDS
 from aegis_control.scheduler import Match, WaitingJob, decide
 from aegis_control.store import boards, jobs
+from aegis_control.store.database import Database
 from aegis_control.store.jobs import JobRecord
 from aegis_control.store.mirror import Mirror
 
@@ -36,11 +37,13 @@ class Placement:
 
     def __init__(
         self,
+        database: Database,
         fleet: FleetMirror,
         open_jobs: Mirror[JobRecord],
         metrics: Metrics,
         changed: asyncio.Event,
     ) -> None:
+        self._database = database
         self._fleet = fleet
         self._open_jobs = open_jobs
         self._metrics = metrics
@@ -65,8 +68,10 @@ class Placement:
             self._changed.clear()
             waiters, self._upcoming = self._upcoming, None
             try:
-                with self._metrics.tick_seconds.time():
-                    await self._tick(ledger)
+                async with self._database.alone("placement"):
+                    await self._database.in_step()
+                    with self._metrics.tick_seconds.time():
+                        await self._tick(ledger)
             except DBAPIError as exc:
                 log.error("placement.failed", detail=str(exc.orig))  # noqa: TRY400
                 await asyncio.sleep(_AFTER_TROUBLE_S)

@@ -1,4 +1,9 @@
-"""When each waiting job's client was last there. Kept in memory: a restart begins afresh."""
+"""
+When each waiting job's client was last there.
+
+What this replica saw itself it keeps in memory: a restart begins afresh. For the other replicas it
+is written down every few seconds, of jobs that wait.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +18,31 @@ class Presence:
         self._hub = hub
         self._seen: dict[str, float] = {}
         self._started = time.monotonic()
+        self._noted = time.monotonic()
 
     def seen(self, job_id: str) -> None:
         """The job's client asked for it just now."""
         self._seen[job_id] = time.monotonic()
 
-    def absent_s(self, job_id: str) -> float:
-        """For how long the client has neither listened nor asked."""
+    def absent_s(self, job_id: str, *, noted_s: float | None = None) -> float:
+        """
+        For how long the client has neither listened nor asked.
+
+        noted_s  how long ago some replica noted it in the store
+        """
         if self._hub.listeners(job_id):
             return 0.0
-        return time.monotonic() - self._seen.get(job_id, self._started)
+        here_s = time.monotonic() - self._seen.get(job_id, self._started)
+        return here_s if noted_s is None else min(here_s, max(0.0, noted_s))
+
+    def news(self, job_ids: Collection[str]) -> tuple[str, ...]:
+        """Of these jobs, those whose client was here since this was last asked."""
+        since, self._noted = self._noted, time.monotonic()
+        return tuple(
+            job_id
+            for job_id in job_ids
+            if self._hub.listeners(job_id) or self._seen.get(job_id, 0.0) >= since
+        )
 
     def keep_only(self, job_ids: Collection[str]) -> None:
         """Forget every other job."""

@@ -35,8 +35,10 @@ from aegis_control.issuer import Issuer
 from aegis_control.local_socket import listening, peer_is_trusted
 from aegis_control.log import get_logger
 from aegis_control.policy.in_force import PolicyInForce
+from aegis_control.sealing import Seal
 from aegis_control.secret_files import read_or_make_secret, write_secret
 from aegis_control.service_notify import notify
+from aegis_control.shared_secrets import agree
 from aegis_control.state_dir import StateDir
 from aegis_control.store.database import Database
 
@@ -82,6 +84,9 @@ async def serving(config: ControlConfig) -> AsyncIterator[Served]:
         issuer = Issuer.open(state.issuer_key)
         pepper = read_or_make_secret(state.pepper, _PEPPER_BYTES)
         database = await stack.enter_async_context(Database.open(config.database))
+        seal = Seal(config.seal_keys) if config.seal_keys else None
+        pepper = await agree(database, seal, "pepper", pepper)
+        issuer = Issuer.from_private(await agree(database, seal, "issuer", issuer.private()))
         _warn(config)
         control = await stack.enter_async_context(
             running(config, database, issuer, policy, pepper, base_url=base_url)

@@ -34,6 +34,7 @@ from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError
 
 from aegis_control.acting import acting
+from aegis_control.bus import tell
 from aegis_control.config import Network
 from aegis_control.http.auth import remote_address
 from aegis_control.issuer import Issuer
@@ -47,7 +48,7 @@ from aegis_control.log import get_logger
 from aegis_control.metrics import Metrics
 from aegis_control.rate_limits import RateLimits, network_of
 from aegis_control.standing import order_frame, same_order, standing
-from aegis_control.store import agents, jobs
+from aegis_control.store import agent_links, agents, clock, jobs
 from aegis_control.store.agents import AgentRecord
 from aegis_control.store.database import Database
 from aegis_control.store.jobs import LIVE
@@ -136,7 +137,7 @@ class LinkEndpoint:
     def close(self) -> None:
         """Close every link; control is going down."""
         self._closing.set()
-        for link in self._links.all().values():
+        for link in self._links.own().values():
             link.close(Unavailable("control is stopping"), cause="stopping")
 
     async def _greet(self, socket: web.WebSocketResponse, request: web.Request) -> Link | None:
@@ -166,13 +167,13 @@ class LinkEndpoint:
         with acting(known.id, address):
             await watch(self._ledger, known, hello, address=address)
         link: Link | None = None
-        superseded = self._links.supersede(known.id)
+        self._links.supersede(known.id)
         try:
             with self._links.arriving(known.id):
                 link = await self._welcome(socket, request, known, hello)
         finally:
-            if superseded and link is None:
-                await self._tell_gone(known.id, known.name)
+            if link is None:
+                await self._tell_gone(known.id, known.name, epoch=None)
         return link
 
     async def _welcome(
@@ -204,6 +205,7 @@ class LinkEndpoint:
         self._rates.link_proven(remote_address(request, self._proxies))
         self._links.add(link)
         await self._tell_news(link, record)
+        self._database.bus.deliver([("frame", link.agent_id)])  # what waited for this link
         log.info("agent.connected", agent_id=link.agent_id, name=link.name, epoch=epoch)
         return link
 
@@ -256,7 +258,7 @@ class LinkEndpoint:
         if not current or self._closing.is_set():
             return
         try:
-            await self._tell_gone(link.agent_id, link.name)
+            await self._tell_gone(link.agent_id, link.name, epoch=link.epoch)
         except DBAPIError as exc:
             log.error("store.failed", detail=str(exc.orig))  # noqa: TRY400
 
@@ -266,10 +268,21 @@ class LinkEndpoint:
             for job in await jobs.in_states(change.conn, LIVE, agent_id=link.agent_id):
                 await change.tell(job.id, State(job_id=job.id, state=job.state))
 
-    async def _tell_gone(self, agent_id: str, name: str) -> None:
-        """Tell the clients of the agent's jobs that it has none any more."""
+    async def _tell_gone(self, agent_id: str, name: str, *, epoch: int | None) -> None:
+        """
+        Keep that our link (of that epoch) ended, and tell the clients of the agent's jobs.
+
+        Nothing when the agent has a newer one elsewhere.
+        """
         gone = AgentGone(f"the agent {name} lost its link to control", agent_id=agent_id)
+        replica_id = self._database.replica_id
         async with self._ledger.change() as change:
+            now_s = await clock.now_s(change.conn)
+            if not await agent_links.end(
+                change.conn, agent_id, replica_id, epoch=epoch, now_s=now_s
+            ):
+                return
+            await tell(change.conn, "link", agent_id)
             for job in await jobs.in_states(change.conn, LIVE, agent_id=agent_id):
                 await change.tell(job.id, Closed(job_id=job.id, error=gone.body()))
 

@@ -21,13 +21,14 @@ from aegis_protocol.events import Answer, Candidate, Rejected, SignalEvent
 from aegis_protocol.failures.http import BadRequest
 from aegis_protocol.states import IllegalMove, JobState, ended
 
+from aegis_control.bus import tell
 from aegis_control.jobs import Change, Jobs
 from aegis_control.link import claims
 from aegis_control.link.greeting import quarantine
 from aegis_control.link.link import Link
 from aegis_control.link.registry import Links
 from aegis_control.log import get_logger
-from aegis_control.store import jobs, offers
+from aegis_control.store import agent_links, jobs, offers
 from aegis_control.store.jobs import LIVE, JobRecord
 
 log = get_logger("link")
@@ -80,7 +81,7 @@ class Frames:
                 await self._moved(link, frame)
             case BoardsChanged():
                 link.boards = frame.boards
-                self._links.changed()
+                await self._publish(link)
             case Facts():
                 await self._claimed(link, frame)
             case Status():
@@ -90,9 +91,16 @@ class Frames:
                         await quarantine(
                             change.conn, link.agent_id, frame.quarantined, resets=frame.resets
                         )
-                self._links.changed()
+                await self._publish(link)
             case _:
                 assert_never(frame)
+
+    async def _publish(self, link: Link) -> None:
+        """Let this replica and the others know what the agent said of itself."""
+        self._links.changed()
+        async with self._jobs.change() as change:
+            await agent_links.tell_facts(change.conn, link.agent_id, link.epoch, link.facts())
+            await tell(change.conn, "link", link.agent_id)
 
     async def _relay(
         self, link: Link, frame: SignalAnswer | SignalCandidate | JobRejected, event: SignalEvent
@@ -122,8 +130,9 @@ class Frames:
                 await change.move(job.id, JobState.RUNNING, ends_at=frame.ends_at)
 
     async def _moved(self, link: Link, frame: JobMoved) -> None:
-        if frame.project_key is not None:
+        if frame.project_key is not None and frame.project_key not in link.warm:
             link.warm |= {frame.project_key}
+            await self._publish(link)
         if frame.state not in _AGENTS_MOVES:
             _refused(link, frame.job_id, frame.type, f"an agent can't move a job to {frame.state}")
             return
@@ -149,6 +158,10 @@ class Frames:
         self, change: Change, link: Link, job_id: str, frame: str, *, jti: str | None = None
     ) -> JobRecord | None:
         """The job, if it is this agent's and lives, and `jti` was offered to this agent for it."""
+        if not await agent_links.is_current(change.conn, link.agent_id, link.epoch):
+            self._links.close_older(link.agent_id, link.epoch + 1)
+            _refused(link, job_id, frame, "old link")
+            return None
         job = await jobs.get(change.conn, job_id)
         if job is None or job.agent_id != link.agent_id:
             _refused(link, job_id, frame, "not this agent's job")

@@ -14,11 +14,13 @@ from aegis_protocol.signing import b64, link_statement, unb64, verified
 from aegis_protocol.states import JobState
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from aegis_control.bus import tell
 from aegis_control.jobs import Jobs
+from aegis_control.link.linked import facts_of
 from aegis_control.link.reconcile import Reconciliation, reconcile
 from aegis_control.log import get_logger
 from aegis_control.membership import refusal
-from aegis_control.store import agents, audit, jobs
+from aegis_control.store import agent_links, agents, audit, jobs
 from aegis_control.store.agents import AgentRecord
 from aegis_control.store.audit import Act
 from aegis_control.store.database import Database
@@ -82,9 +84,13 @@ async def begin(database: Database, record: AgentRecord, hello: Hello) -> tuple[
         if hello.quarantined is not None:
             await quarantine(conn, record.id, hello.quarantined, resets=hello.resets)
         now = await agents.get(conn, record.id)
-    refused = refusal(now)
-    if refused is not None:
-        raise refused
+        refused = refusal(now)
+        if refused is not None:
+            raise refused
+        if epoch is not None:
+            facts = facts_of(hello.boards, frozenset(hello.warm_projects), hello.paused, False)
+            await agent_links.begin(conn, record.id, database.replica_id, epoch, facts)
+            await tell(conn, "link", record.id)
     if epoch is None or now is None:
         raise LinkRefused("this agent was removed", agent_id=hello.agent_id)
     return now, epoch

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from aegis_protocol.board import Board
 from aegis_protocol.control_link import Hello, Ping, Refused, ToAgent
 from aegis_protocol.errors import AegisError
 from aegis_protocol.failures.http import AgentOffline
-from aegis_protocol.states import AgentState
 from aiohttp import web
 
+from aegis_control.link.linked import facts_of
 from aegis_control.log import get_logger
 
 log = get_logger("link")
@@ -52,13 +53,9 @@ class Link:
         self._ping_s = ping_s
         self._out: asyncio.Queue[ToAgent | None] = asyncio.Queue(_QUEUE_FRAMES)
 
-    def state(self) -> tuple[AgentState, str]:
-        """The agent's state, and why it takes no jobs when it does not."""
-        if self.draining:
-            return AgentState.DRAINING, self.paused or ""
-        if self.paused is not None:
-            return AgentState.PAUSED, self.paused
-        return AgentState.ONLINE, ""
+    def facts(self) -> Mapping[str, Any]:
+        """What other replicas need to know of it."""
+        return facts_of(self.boards, self.warm, self.paused, self.draining)
 
     def send(self, frame: ToAgent) -> None:
         """Put `frame` on its way. AgentOffline when the link is ending or can't keep up."""

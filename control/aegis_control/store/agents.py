@@ -181,8 +181,9 @@ async def revoke(conn: AsyncConnection, agent_id: str, reason: str, *, now_s: fl
 
 
 async def remove(conn: AsyncConnection, agent_id: str) -> bool:
-    """Forget an agent; tells whether it was there."""
+    """Forget an agent, and its link with it; tells whether it was there."""
     await tell(conn, "agent", agent_id)
+    await tell(conn, "link", agent_id)
     return (await conn.execute(delete(agents).where(agents.c.id == agent_id))).rowcount > 0
 
 

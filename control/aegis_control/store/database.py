@@ -21,6 +21,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from aegis_control.bus import Bus, Word, take_words
+from aegis_control.log import get_logger
 from aegis_control.store import migrate, sqlite_driver
 from aegis_control.store.engine import WRITES, make_engine, make_patient_engine
 from aegis_control.store.failures import SchemaNewer, StoreUnusable
@@ -29,13 +30,16 @@ from aegis_control.store.tables import keys
 
 __all__ = ["Database", "Schema", "SchemaNewer", "StoreUnusable"]
 
-CHANNEL: Final = "aegis"
-"""Where replicas tell each other their words: `<writer> <topic> <id>`."""
+log = get_logger("bus")
 
+CHANNEL: Final = "aegis"
+"""Where replicas tell each other their words: `<replica> <topic> <id>`."""
+
+STEP: Final = "step"
+"""The topic of the words by which a replica finds out how far it has heard."""
+
+_STEP_S: Final = 2.0
 _ALONE: Final = text("SELECT pg_advisory_xact_lock(hashtextextended('aegis.' || :what, 0))")
-_ALONE_IF_FREE: Final = text(
-    "SELECT pg_try_advisory_xact_lock(hashtextextended('aegis.' || :what, 0))"
-)
 _NOTIFY: Final = text("SELECT pg_notify(:channel, word) FROM unnest(CAST(:words AS text[])) word")
 
 
@@ -43,9 +47,11 @@ class Database:
     """
     `open` it, then `read()` and `write()` are transactions; `bus` tells of what they changed.
 
-    shared  whether other processes may be at work on it (PostgreSQL)
-    writer  who we are among those
-    timed   called with `read` or `write` and how long a transaction took, the wait for it included
+    shared      whether other processes may be at work on it (PostgreSQL)
+    replica_id  who we are among those, as long as we run
+    hears       whether their words reach us right now (see `listening`)
+    timed       called with `read` or `write` and how long a transaction took, the wait for it
+                included
     """
 
     def __init__(self, engine: AsyncEngine, url: str) -> None:
@@ -56,10 +62,12 @@ class Database:
             asyncio.Lock() if one_writer else nullcontext()
         )
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._steps: dict[str, asyncio.Future[None]] = {}
+        self.hears = False
         self.url: Final = url
         self.bus: Final = Bus()
         self.shared: Final = not one_writer
-        self.writer: Final = new_id()
+        self.replica_id: Final = new_id()
         self.timed: Callable[[Literal["read", "write"], float], None] = lambda kind, took_s: None
 
     @classmethod
@@ -114,18 +122,35 @@ class Database:
                 await conn.execute(_ALONE, {"what": what})
                 yield
 
-    @asynccontextmanager
-    async def alone_if_free(self, what: str) -> AsyncIterator[bool]:
-        """As `alone`, but yields False at once when another is in it."""
-        if self._turns[what].locked():
-            yield False
+    async def in_step(self) -> None:
+        """
+        Return when every word of what was committed by now, wherever, has been delivered here.
+
+        Words arrive in the order of their commits: we tell ourselves one and wait for it. Where
+        that fails, the bus is told that words may have been missed.
+        """
+        if not self.shared:
             return
-        async with self._turns[what]:
-            if not self.shared:
-                yield True
+        step = new_id()
+        arrived = self._steps[step] = asyncio.get_running_loop().create_future()
+        try:
+            if self.hears:
+                async with self.write() as conn:
+                    await self._tell_others(conn, ((STEP, step),))
+                async with asyncio.timeout(_STEP_S):
+                    await arrived
                 return
-            async with _connected(self._engine) as conn:
-                yield bool((await conn.execute(_ALONE_IF_FREE, {"what": what})).scalar_one())
+        except TimeoutError:
+            log.warning("bus.slow", limit_s=_STEP_S)
+        finally:
+            del self._steps[step]
+        self.bus.missed()
+
+    def stepped(self, step: str | None = None) -> None:
+        """What `in_step` waits for has arrived (None: will not arrive)."""
+        for waiting, arrived in self._steps.items():
+            if not arrived.done() and step in (None, waiting):
+                arrived.set_result(None)
 
     async def answers(self) -> bool:
         """Tell whether the database answers, and has our tables."""
@@ -138,7 +163,7 @@ class Database:
 
     async def _tell_others(self, conn: AsyncConnection, words: tuple[Word, ...]) -> None:
         if self.shared and words:
-            told = [f"{self.writer} {topic} {word_id}" for topic, word_id in words]
+            told = [f"{self.replica_id} {topic} {word_id}" for topic, word_id in words]
             await conn.execute(_NOTIFY, {"channel": CHANNEL, "words": told})
 
 

@@ -33,6 +33,7 @@ class JobRecord:
     boards   board id to fencing number, as held when it was assigned
     limits   those of the key that asked, frozen with the job
     returns  how often it went back to pending because nobody connected
+    client_seen  when a replica last noted that its client is there (the store's clock)
     """
 
     id: str
@@ -51,6 +52,7 @@ class JobRecord:
     updated_at: float
     assigned_at: float | None
     ends_at: float | None
+    client_seen: float | None = None
 
 
 async def create(
@@ -168,6 +170,17 @@ async def set_end(conn: AsyncConnection, job_id: str, ends_at: float) -> None:
     )
 
 
+async def note_clients(conn: AsyncConnection, job_ids: Collection[str], *, now_s: float) -> None:
+    """The clients of these pending jobs are there."""
+    await conn.execute(
+        update(jobs)
+        .where(jobs.c.id.in_(job_ids), jobs.c.state == JobState.PENDING)
+        .values(client_seen=now_s)
+    )
+    for job_id in job_ids:
+        await tell(conn, "job", job_id)
+
+
 async def forget_ended(conn: AsyncConnection, *, before_s: float) -> int:
     """Delete jobs that ended before `before_s`; returns how many."""
     statement = delete(jobs).where(jobs.c.state.in_(ENDS), jobs.c.updated_at < before_s)
@@ -192,4 +205,5 @@ def _record(row: Row[Any]) -> JobRecord:
         updated_at=row.updated_at,
         assigned_at=row.assigned_at,
         ends_at=row.ends_at,
+        client_seen=row.client_seen,
     )

@@ -84,6 +84,45 @@ agents: Final = Table(
     Column("revoked_reason", String(200), nullable=False, server_default=""),
 )
 
+replicas: Final = Table(
+    "replicas",
+    metadata,
+    Column("id", String(80), primary_key=True),
+    Column("name", String(120), nullable=False),
+    Column("version", String(40), nullable=False),
+    Column("address", String(200), nullable=False),
+    Column("started_at", Double, nullable=False),
+    Column("seen_at", Double, nullable=False),
+)
+
+agent_links: Final = Table(
+    "agent_links",
+    metadata,
+    Column("agent_id", String(80), ForeignKey("agents.id", ondelete="CASCADE"), primary_key=True),
+    Column("replica_id", String(80), nullable=False, index=True),
+    Column("epoch", BigInteger, nullable=False),
+    Column("facts", JSON, nullable=False),
+    Column("ended_at", Double),
+)
+
+secrets: Final = Table(
+    "secrets",
+    metadata,
+    Column("name", String(40), primary_key=True),
+    Column("mark", LargeBinary, nullable=False),
+    Column("sealed", LargeBinary),
+)
+
+agent_frames: Final = Table(
+    "agent_frames",
+    metadata,
+    Column("id", _SERIAL, primary_key=True, autoincrement=True),
+    Column("agent_id", String(80), ForeignKey("agents.id", ondelete="CASCADE"), nullable=False),
+    Column("frame", JSON, nullable=False),
+    Column("at", Double, nullable=False, index=True),
+    Index(None, "agent_id", "id"),
+)
+
 jobs: Final = Table(
     "jobs",
     metadata,
@@ -103,6 +142,7 @@ jobs: Final = Table(
     Column("updated_at", Double, nullable=False),
     Column("assigned_at", Double),
     Column("ends_at", Double),
+    Column("client_seen", Double),
     Index(None, "state"),
     Index(None, "identity", "created_at"),
     Index(None, "agent_id", "state"),
