@@ -31,6 +31,11 @@ DROP_IN = """
 ExecStartPre=/opt/aegis/bin/python /opt/aegis/check.py
 WatchdogSec=4
 """
+CONTROL_DROP_IN = """
+[Service]
+WatchdogSec=6
+RestartSec=1
+"""
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +49,13 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
     (etc / "secrets.env").write_text("AGENT_AUTH_SECRET=" + "abcdefgh" * 6 + "\n")
     (tmp / "check.py").write_text(SANDBOX_CHECK)
     (tmp / "drop-in.conf").write_text(DROP_IN)
+    (tmp / "control-drop-in.conf").write_text(CONTROL_DROP_IN)
     units = "/etc/systemd/system"
     files = {
         f"{units}/aegis-control.service": SYSTEMD / "aegis-control.service",
         f"{units}/aegis-agent.service": SYSTEMD / "aegis-agent.service",
         f"{units}/aegis-agent.service.d/test.conf": tmp / "drop-in.conf",
+        f"{units}/aegis-control.service.d/test.conf": tmp / "control-drop-in.conf",
         "/etc/sysusers.d/aegis.conf": SYSTEMD / "sysusers.d/aegis.conf",
         "/etc/tmpfiles.d/aegis.conf": SYSTEMD / "tmpfiles.d/aegis.conf",
         "/opt/aegis/check.py": tmp / "check.py",
@@ -113,17 +120,18 @@ def test_neither_service_can_read_the_state_of_the_other(machine: Container) -> 
         assert machine.run(*argv).returncode != 0
 
 
-def test_an_agent_that_hangs_is_started_again(machine: Container) -> None:
-    before = shown(machine, "aegis-agent", "MainPID")
+@pytest.mark.parametrize("service", ["aegis-agent", "aegis-control"])
+def test_a_service_that_hangs_is_started_again(machine: Container, service: str) -> None:
+    before = shown(machine, service, "MainPID")
     assert machine.run("sh", "-c", f"kill -STOP {before}").returncode == 0
     ends = time.monotonic() + RESTART_S
-    while shown(machine, "aegis-agent", "NRestarts") == "0" or (
-        shown(machine, "aegis-agent", "ActiveState") != "active"
+    while shown(machine, service, "NRestarts") == "0" or (
+        shown(machine, service, "ActiveState") != "active"
     ):
         assert time.monotonic() < ends, machine.journal()
         time.sleep(0.5)
-    assert shown(machine, "aegis-agent", "NRestarts") == "1"
-    assert shown(machine, "aegis-agent", "MainPID") != before
+    assert shown(machine, service, "NRestarts") == "1"
+    assert shown(machine, service, "MainPID") != before
 
 
 @pytest.mark.parametrize("service", ["aegis-agent", "aegis-control"])

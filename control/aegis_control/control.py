@@ -38,6 +38,7 @@ from aegis_control.store.database import Database
 from aegis_control.store.jobs import LIVE
 from aegis_control.store.listening import listen
 from aegis_control.store.mirror import Mirror
+from aegis_control.watchdog import feed, watchdog_s
 
 _LOOPS_END_S: Final = 6.0
 """Longer than SQLite waits for a lock."""
@@ -122,6 +123,9 @@ async def running(
                 group.create_task(control.others.run(control.stopping), name="others"),
                 group.create_task(listen(database, control.stopping), name="bus"),
             ]
+            if (within_s := watchdog_s()) is not None:
+                fed = feed(database, control.placement, control.stopping, within_s=within_s)
+                loops.append(group.create_task(fed, name="watchdog"))
             try:
                 yield control
             finally:

@@ -50,12 +50,13 @@ class Placement:
         self._changed = changed
         self._upcoming: asyncio.Future[None] | None = None
 
-    async def settle(self) -> None:
-        """Wait until a tick that began after this call is done; five seconds at most."""
+    async def settle(self) -> bool:
+        """Wait until a tick that began after this call is done; False if it is not in 5 s."""
         if self._upcoming is None:
             self._upcoming = asyncio.get_running_loop().create_future()
         self._changed.set()
-        await asyncio.wait([self._upcoming], timeout=_SETTLE_S)
+        done, _ = await asyncio.wait([self._upcoming], timeout=_SETTLE_S)
+        return bool(done)
 
     async def run(self, ledger: Jobs, stopping: asyncio.Event) -> None:
         """Tick until `stopping` is set, and `changed` after it. No transaction is cut off."""
