@@ -27,6 +27,7 @@ from typing import Any, Final
 
 import aiohttp
 from bench.control_stand import MCP, Running, enroll, fleet, link, running
+from bench.decision import decision_ms
 from bench.growth_plot import draw
 from bench.postgres import is_installed, private_cluster
 from bench.report import FOLDER, Row, publish, row
@@ -208,10 +209,16 @@ async def grants_on(store: str, database_url: str | None, sizes: Sizes) -> Figur
     }
 
 
+async def decision(sizes: Sizes) -> Figures:
+    """One tick of the scheduler, by itself."""
+    return await asyncio.to_thread(decision_ms)
+
+
 MEASUREMENTS: Final[tuple[Callable[[Sizes], Awaitable[Figures]], ...]] = (
     growth,
     dispatch,
     grants,
+    decision,
 )
 
 BARS: Final = (
@@ -232,6 +239,8 @@ BARS: Final = (
     ("control's CPU for a grant, its offer and its job", "dispatch CPU ms", "ms", "lower", None),
     ("memory per agent, from 100 to 1,000", "KiB per agent", "KiB", "lower", 60),
     ("CPU of 100 idle agents", "CPU % of 100 idle agents", "% of a core", "lower", None),
+    ("1,000 agents, 500 jobs: one tick", "tick ms with room", "ms", "lower", 20),
+    ("the same, none placed, all explained", "tick ms all full", "ms", "lower", 20),
     ("CPU of 1,000 idle agents", "CPU % of 1000 idle agents", "% of a core", "lower", 5),
     ("CPU of 5,000 idle agents", "CPU % of 5000 idle agents", "% of a core", "lower", None),
     ("memory with no agent", "KiB with 0 agents", "KiB", "lower", None),

@@ -20,7 +20,13 @@ from aegis_protocol.states import JobState
 from control_fixtures import FINGERPRINT, Bench, Events, FakeAgent, bench, board, control
 from waiting import until
 
-GRACES = Graces(absent_after_s=60, connect_grace_s=60, lost_after_s=120, failed_after_s=300)
+GRACES = Graces(
+    absent_after_s=60,
+    max_wait_s=14_400,
+    connect_grace_s=60,
+    lost_after_s=120,
+    failed_after_s=300,
+)
 JOB = JobRecord(
     id="j",
     identity="me",
@@ -54,6 +60,14 @@ LIVE = replace(JOB, agent_id="a", assigned_at=1000.0)
             0,
             0,
             61,
+            JobState.EXPIRED,
+            "job.wait_expired",
+        ),
+        (
+            replace(LIVE, state=JobState.PENDING),
+            0,
+            0,
+            14_401,
             JobState.EXPIRED,
             "job.wait_expired",
         ),

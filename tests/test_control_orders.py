@@ -51,7 +51,7 @@ async def test_what_is_ordered_of_an_agent_is_its_state_and_why_a_job_waits(
         answer = await client.request(target="esp32")
         assert answer.status == 202
         assert answer.body["reasons"] == [
-            {"code": f"agent.{state}", "detail": "the lab moves", "agents": ["bench"]}
+            {"code": f"agent.{state}", "detail": "the lab moves", "agents": ["bench"], "more": 0}
         ]
 
 

@@ -96,6 +96,7 @@ WISHES = st.fixed_dictionaries(
             ),
             max_size=2,
         ),
+        "priority": st.sampled_from([-5, 0, 1, 100]),
         "timeout_secs": st.sampled_from([60, 600, 3600, 5000]),
         "toolchain": st.sampled_from(
             [{"kind": "platformio"}, {"kind": "platformio", "version": "newest"}]

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from aegis_control.scheduler import AgentView, Decision, WaitingJob, decide, in_turn, satisfies
+from aegis_control.scheduler import (
+    AgentView,
+    Decision,
+    Leased,
+    WaitingJob,
+    decide,
+    in_turn,
+    satisfies,
+)
+from aegis_control.scheduler.decide import KEEP_AFTER_S
+from aegis_control.scheduler.order import AGING_S
 from aegis_protocol.board import Board, BoardWish
 from aegis_protocol.http_api import Toolchain, ToolchainWish
 from aegis_protocol.states import AgentState, BoardState
@@ -32,6 +44,38 @@ def agent(name: str, **facts: Any) -> AgentView:
 def job(job_id: str = "j", identity: str = "me", **wishes: Any) -> WaitingJob:
     fields: dict[str, Any] = {"id": job_id, "identity": identity, "created_at": 1.0}
     return WaitingJob(**(fields | wishes))
+
+
+def a_fleet(size: int) -> list[AgentView]:
+    """Agents of several kinds, some of which take no jobs."""
+    states = [AgentState.ONLINE] * 8 + [AgentState.PAUSED, AgentState.DISCONNECTED]
+    return [
+        agent(
+            f"{n:04}",
+            state=states[n % 10],
+            reason=f"disk 9{n % 7} %" if states[n % 10] is AgentState.PAUSED else "",
+            labels={"site": f"lab{n % 7}"},
+            boards=(Board(id=f"b{n}", chip="esp32p4"), Board(id=f"c{n}", chip="esp32")),
+        )
+        for n in range(size)
+    ]
+
+
+def a_queue(size: int) -> list[WaitingJob]:
+    return [
+        job(
+            f"j{n:04}",
+            f"u{n % 20}",
+            created_at=float(n),
+            target=("esp32", "esp32p4")[n % 2],
+            toolchain=ToolchainWish(kind="platformio", version=">=6.1") if n % 3 else None,
+            labels={"site": f"lab{n % 7}"} if n % 5 == 0 else {},
+            boards=(BoardWish(chip="esp32p4"),) if n % 4 == 0 else (),
+            cpu_cores=float(1 + n % 2),
+            project_key=f"p{n % 100}",
+        )
+        for n in range(size)
+    ]
 
 
 def chosen(found: Decision) -> dict[str, str]:
@@ -189,6 +233,84 @@ def test_a_flood_of_one_identity_does_not_starve_another() -> None:
 )
 def test_versions_are_compared_as_pep_440_has_it(version: str, wanted: str, fits: bool) -> None:
     assert satisfies(version, wanted) is fits
+
+
+def test_of_a_large_fleet_a_few_agents_are_named_and_the_rest_counted() -> None:
+    fleet = [agent(f"{n:03}", slots_free=0) for n in range(100)]
+    (reason,) = decide([job()], fleet, {}).waiting["j"]
+    assert reason.agents == tuple(f"{n:03}" for n in range(16))
+    assert reason.more == 84
+    assert str(reason).endswith("014, 015 and 84 more)")
+
+
+def test_a_leased_board_is_its_holders_alone() -> None:
+    board = (Board(id="b", chip="esp32p4"),)
+    fleet = [agent("a", boards=board, leased={"b": Leased("ann", 1_790_000_000.0)})]
+    wish = (BoardWish(chip="esp32p4"),)
+    found = decide([job("1", "bob", boards=wish), job("2", "ann", boards=wish)], fleet, {})
+    assert chosen(found) == {"2": "ag-a"}
+    assert [str(reason) for reason in found.waiting["1"]] == [
+        "board.leased: board with esp32p4 is leased until 14:13 UTC (a)"
+    ]
+
+
+def test_a_key_has_no_more_jobs_at_once_than_it_may() -> None:
+    queue = [job(str(n), "ann", most_jobs=3) for n in range(4)]
+    found = decide(queue, [agent("a", slots_free=4, cpu_free=9.0)], {"ann": 1})
+    assert len(found.matches) == 2
+    assert [str(r) for r in found.waiting["3"]] == [
+        "jobs.at_limit: the key may have 3 at once, and has 3"
+    ]
+
+
+def test_a_higher_priority_goes_first_and_waiting_raises_it() -> None:
+    queue = [job("low", "ann", created_at=0.0), job("high", "bob", created_at=5.0, priority=2)]
+    assert [j.id for j in in_turn(queue, {}, now_s=10)] == ["high", "low"]
+    assert [j.id for j in in_turn(queue, {}, now_s=3 * AGING_S + 9)] == ["low", "high"]
+    # never above the highest that somebody asks for: of equals age is no claim to every turn
+    crowd = [job(f"a{n}", "ann", created_at=float(n)) for n in range(3)]
+    crowd.append(job("b", "bob", created_at=9 * AGING_S))
+    assert [j.id for j in in_turn(crowd, {}, now_s=9 * AGING_S)] == ["a0", "b", "a1", "a2"]
+    crowd.append(job("c", "cyd", created_at=AGING_S))  # who has less on agents is before the older
+    assert [j.id for j in in_turn(crowd, {"ann": 1}, now_s=9 * AGING_S)][:3] == ["c", "a0", "b"]
+
+
+@pytest.mark.parametrize(("identity", "after_s"), [("bob", KEEP_AFTER_S), ("ann", AGING_S)])
+def test_a_large_job_gets_an_agent_that_small_ones_would_never_leave_idle(
+    identity: str, after_s: float
+) -> None:
+    """
+    One of two slots is free at each tick, and a small job of bob's is always there to take it,
+    before one of ann's: she has a job elsewhere.
+    """
+    large = job("large", identity, created_at=0.0, cpu_cores=4.0)
+    ends = {"before": 2}
+    for tick in range(1, 120):
+        ends = {job_id: end for job_id, end in ends.items() if end > tick}
+        small = job(f"s{tick:03}", "bob", created_at=tick * 10.0, cpu_cores=2.0)
+        free = 2 - len(ends)
+        fleet = [agent("a", slots_free=free, cpu_free=2.0 * free)]
+        found = decide([large, small], fleet, {"ann": 1}, now_s=tick * 10.0)
+        if "large" in chosen(found):
+            assert after_s <= tick * 10.0 <= after_s + 50
+            return
+        if small.id in chosen(found):
+            ends[small.id] = tick + 2
+        else:
+            assert "agent.kept" in {reason.code for reason in found.waiting[small.id]}
+    raise AssertionError("it waits still")
+
+
+def test_five_hundred_jobs_and_a_thousand_agents_are_decided_and_explained_at_once() -> None:
+    fleet, queue = a_fleet(1000), a_queue(500)
+    room = decide(queue, fleet, {}, now_s=1000.0)
+    assert len(room.matches) > 400
+    began = time.process_time()
+    full = decide(queue, [replace(view, slots_free=0) for view in fleet], {}, now_s=1000.0)
+    assert time.process_time() - began < 5
+    assert not full.matches
+    for reasons in full.waiting.values():
+        assert sum(len(reason.agents) + reason.more for reason in reasons) == 1000
 
 
 def test_a_thousand_jobs_and_a_hundred_agents_are_decided_in_one_go() -> None:

@@ -23,7 +23,7 @@ from aegis_protocol.frames import (
 )
 from aegis_protocol.grant import Execution, WebRtcLimits
 from aegis_protocol.rpc import METHODS, NOTIFICATIONS
-from aegis_protocol.states import JOB_MOVES, TASK_MOVES, diagram
+from aegis_protocol.states import JOB_MOVES, TASK_MOVES, AgentState, diagram
 from doc_pages import Section, hex_bytes
 from house import ROOT
 from protocol_page import (
@@ -229,8 +229,10 @@ def test_the_limits_are_those_in_force() -> None:
 
 
 def test_the_reasons_to_wait_are_those_that_the_scheduler_gives() -> None:
-    source = (ROOT / "control/aegis_control/scheduler.py").read_text()
-    given = set(re.findall(r'(?:_Objection\(\s*|Reason\(code=)"([a-z_]+\.[a-z_]+)"', source))
+    files = (ROOT / "control/aegis_control/scheduler").glob("*.py")
+    source = "".join(file.read_text() for file in files)
+    given = set(re.findall(r'(?:Objection\(\s*|Reason\(code=)"([a-z_]+\.[a-z_]+)"', source))
+    given |= {f"agent.{state}" for state in AgentState if state is not AgentState.ONLINE}
     cells = [row[0] for row in section("Control's HTTP API").table()]
     assert given == set(re.findall(r"`([a-z_.]+)`", " ".join(cells)))
 

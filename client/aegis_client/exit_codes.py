@@ -89,6 +89,7 @@ ROWS: Final[Mapping[str, ExitCode]] = MappingProxyType(
         "output.": ExitCode.USAGE,
         "path.": ExitCode.UNREACHABLE,
         "policy.": ExitCode.NOT_PERMITTED,
+        "priority.": ExitCode.NOT_PERMITTED,
         "project.": ExitCode.BUILD_FAILED,
         "protocol.": ExitCode.UNREACHABLE,
         "request.": ExitCode.USAGE,

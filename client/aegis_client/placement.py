@@ -94,7 +94,7 @@ async def _assigned(signals: Signals, shown: tuple[Reason, ...], reporter: Repor
 
 
 def _waited_in_vain(reply: PendingReply, wait_s: float) -> JobTimedOut:
-    why = "; ".join(f"{reason.code}: {reason.detail}" for reason in reply.reasons[:5])
+    why = "; ".join(map(str, reply.reasons[:5]))
     return JobTimedOut(
         f"no agent was free within {wait_s:.0f} s" + (f" ({why})" if why else ""),
         job_id=reply.job_id,

@@ -233,6 +233,7 @@ def wire(
             presence,
             Graces(
                 absent_after_s=config.absent_after_s,
+                max_wait_s=config.max_wait_s,
                 connect_grace_s=config.connect_grace_s,
                 lost_after_s=config.lost_after_s,
                 failed_after_s=config.failed_after_s,

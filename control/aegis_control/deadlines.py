@@ -1,7 +1,7 @@
 """
 What time alone does to jobs: one loop that looks every second.
 
-    pending   its client is away                       expired
+    pending   its client is away, or it waits too long  expired
     assigned  nobody connected in time                 pending again, once; then expired
     any live  its time is over and the agent is mute   expired, and the agent is told
     any live  its agent's link is down too long        lost
@@ -52,6 +52,7 @@ _KEEP_TOKENS_S: Final = 7 * 24 * 3600.0
 @dataclass(frozen=True)
 class Graces:
     absent_after_s: float
+    max_wait_s: float
     connect_grace_s: float
     lost_after_s: float
     failed_after_s: float
@@ -76,6 +77,9 @@ def due(
             why = "; ".join(reason.detail for reason in job.reasons) or "no agent was free"
             gone = JobTimedOut(f"its client went away while it waited: {why}")
             return Due(job.id, JobState.EXPIRED, gone)
+        case JobState.PENDING if since_s > graces.max_wait_s:
+            why = "; ".join(map(str, job.reasons)) or "no agent was free"
+            return Due(job.id, JobState.EXPIRED, JobTimedOut(f"it has waited too long: {why}"))
         case JobState.ASSIGNED if now_s - (job.assigned_at or now_s) > graces.connect_grace_s:
             if job.returns:
                 never = JobTimedOut("nobody connected to it, twice")

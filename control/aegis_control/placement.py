@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from aegis_control.fleet import FleetMirror
 from aegis_control.jobs import Jobs
+from aegis_control.key_limits import max_jobs
 from aegis_control.log import get_logger
 from aegis_control.metrics import Metrics
 from aegis_control.policy.weighing import AGENT_KINDS
@@ -87,7 +88,8 @@ class Placement:
         if not pending:
             return
         fleet = await self._fleet.now()
-        decision = decide([waiting(job) for job in pending], fleet.views(), fleet.load())
+        queue = [waiting(job) for job in pending]
+        decision = decide(queue, fleet.views(), fleet.load(), now_s=time.time())
         names = {record.id: record.name for record in fleet.records}
         for match in decision.matches:
             await self._assign(ledger, match, names[match.agent_id])
@@ -130,7 +132,7 @@ class Placement:
                     continue
                 state = State(job_id=job.id, state=JobState.PENDING, reasons=reasons)
                 await change.tell(job.id, state)
-                log.info("job.waits", job_id=job.id, codes=[reason.code for reason in reasons])
+                log.info("job.waits", job_id=job.id, why=[str(reason) for reason in reasons])
 
 
 def waiting(job: JobRecord) -> WaitingJob:
@@ -149,6 +151,8 @@ def waiting(job: JobRecord) -> WaitingJob:
         cpu_cores=request.cpu_cores,
         memory_mb=request.memory_mb,
         project_key=request.project_key,
+        priority=int((job.limits.get("priority") or ("0",))[0]),
+        most_jobs=max_jobs(job.limits),
         among=tuple(tuple(job.limits[kind]) for kind in AGENT_KINDS if kind in job.limits),
         board_limits=None if allowed is None else tuple(allowed),
     )

@@ -58,6 +58,8 @@ class GrantWish(Wire):
     labels: Labels = Field(default_factory=dict)
     boards: tuple[BoardWish, ...] = Field(default=(), max_length=16)
     project_key: Id | None = None
+    priority: int | None = Field(default=None, ge=-100, le=100)
+    """Of waiting jobs a higher one goes first. None: what the policy gives, else 0."""
 
 
 class GrantRequest(GrantWish):
@@ -78,11 +80,17 @@ class IceServer(Wire):
 
 
 class Reason(Wire):
-    """Why a job waits: a code, words, and the agents that it is true of."""
+    """Why a job waits: a code, words, and the agents that it is true of: these and `more`."""
 
     code: str = Field(max_length=80)
     detail: str = Field(max_length=500)
     agents: tuple[str, ...] = ()
+    more: int = Field(default=0, ge=0)
+
+    def __str__(self) -> str:
+        """As people read it: `agent.paused: disk 96 % (bench, lab and 3 more)`."""
+        named = ", ".join(self.agents) + (f" and {self.more} more" if self.more else "")
+        return f"{self.code}: {self.detail}" + (f" ({named})" if named else "")
 
 
 class GrantReply(Wire):

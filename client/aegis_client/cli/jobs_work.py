@@ -66,7 +66,7 @@ def cancel(name: str, *, as_json: bool) -> ExitCode:
 
 def _state(job: Job) -> str:
     if job.state is JobState.PENDING and job.reasons:
-        return "\n".join([f"{job.state}:", *(f"{r.code}: {r.detail}" for r in job.reasons)])
+        return "\n".join([f"{job.state}:", *map(str, job.reasons)])
     if job.error is not None:
         return f"{job.state}: {job.error.get('message', '')}"
     return str(job.state)

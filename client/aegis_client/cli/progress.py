@@ -55,8 +55,7 @@ class LiveReporter:
         self._reasons = tuple(reasons)
         self._out.note("waiting for an agent:" if reasons else "waiting for an agent")
         for reason in reasons:
-            agents = f" ({', '.join(reason.agents)})" if reason.agents else ""
-            self._out.note(f"  {reason.code}: {reason.detail}{agents}")
+            self._out.note(f"  {reason}")
 
     def connected(self, agent: str, path: str) -> None:
         self._out.note(f"connected to {agent} ({path})")

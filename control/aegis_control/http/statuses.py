@@ -26,6 +26,7 @@ STATUS: Final[Mapping[str, HTTPStatus]] = MappingProxyType(
         "channel.not_allowed": HTTPStatus.FORBIDDEN,
         "target.not_allowed": HTTPStatus.FORBIDDEN,
         "board.not_allowed": HTTPStatus.FORBIDDEN,
+        "priority.not_allowed": HTTPStatus.FORBIDDEN,
         "agent.not_allowed": HTTPStatus.FORBIDDEN,
         "action.not_allowed": HTTPStatus.FORBIDDEN,
         "policy.denied": HTTPStatus.FORBIDDEN,

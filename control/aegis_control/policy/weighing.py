@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, TypeVar
 
-from aegis_protocol.actions import Action
+from aegis_protocol.actions import Action, Role
 from aegis_protocol.channels import ChannelName
 from aegis_protocol.errors import AegisError
 from aegis_protocol.failures.http import (
@@ -18,13 +18,14 @@ from aegis_protocol.failures.http import (
     BoardNotAllowed,
     ChannelNotAllowed,
     PolicyDenied,
+    PriorityNotAllowed,
     RoleInsufficient,
     TargetNotAllowed,
 )
 from aegis_protocol.http_api import GrantWish
 
 from aegis_control.identity import Identity
-from aegis_control.policy.rules import Rule
+from aegis_control.policy.rules import MAX_PRIORITY, Rule
 from aegis_control.store.agents import AgentRecord
 from aegis_control.targets import check_target, check_version_wish
 
@@ -121,6 +122,7 @@ class Asked:
             *self._useless_channels(),
             *self._targets(),
             *self._boards(),
+            self._priority(),
             self._agent(),
             *self._sense(),
         ]
@@ -147,8 +149,10 @@ class Asked:
         if rule.limits.max_jobs is not None:
             own = int((kept.get("jobs") or ("0",))[0])
             kept["jobs"] = (str(_lower(own, rule.limits.max_jobs)),)
-        if rule.limits.priority:
-            kept["priority"] = (str(rule.limits.priority),)
+        asked = self._request.priority
+        priority = rule.limits.priority if asked is None else asked
+        if priority:
+            kept["priority"] = (str(priority),)
         return kept
 
     def _denied(self) -> Why | None:
@@ -246,6 +250,15 @@ class Asked:
             for board in named
             if board not in given
         ]
+
+    def _priority(self) -> Why | None:
+        asked = self._request.priority
+        free = self._rule is None and self._identity.has(Role.OPERATOR)
+        most = MAX_PRIORITY if free else self._narrows.limits.priority
+        if asked is None or asked <= most:
+            return None
+        error = PriorityNotAllowed(f"the priority is at most {most}", asked=asked, most=most)
+        return Why(self._policy, error)
 
     def _sources(
         self, kind: str, rule: Collection[str] | None

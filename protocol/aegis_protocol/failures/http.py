@@ -157,6 +157,11 @@ class AgentOffline(AegisError):
     retryable = True
 
 
+class PriorityNotAllowed(AegisError):
+    code = "priority.not_allowed"
+    remedy = "Ask for no more than the message says; an operator gives more by the policy file."
+
+
 class AgentQuarantined(AegisError):
     code = "agent.quarantined"
     remedy = "Mend what the reason names, then `aegis-control reset-agent NAME`."

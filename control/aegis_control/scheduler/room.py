@@ -1,0 +1,118 @@
+"""What agents have left while one decision is made: slots, cores, memory; how loaded each is."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from aegis_control.scheduler.agent_set import AgentSet, by_key, first, of
+from aegis_control.scheduler.objections import Objection
+from aegis_control.scheduler.words import AgentView, WaitingJob
+
+
+class Room:
+    """views: sorted by name."""
+
+    def __init__(self, views: Sequence[AgentView]) -> None:
+        self._views = views
+        self._slots = [view.slots_free for view in views]
+        self._cpu = _Amounts([view.cpu_free for view in views])
+        self._mb = _Amounts([view.memory_free_mb for view in views])
+        self._all_cpu = _Amounts([view.cpu_cores for view in views])
+        self._all_mb = _Amounts([view.memory_mb for view in views])
+        self._with_slot = of([place for place, free in enumerate(self._slots) if free > 0])
+        self._by_slots = by_key(views, lambda view: (view.slots,))
+        self._by_share: dict[float, AgentSet] = defaultdict(int)
+        self._by_share.update(by_key(views, lambda view: (_share(view, view.slots_free),)))
+        self.kept: AgentSet = 0
+        """Those that are kept for a job that has waited long."""
+
+    def objections(self, job: WaitingJob) -> Iterator[tuple[Objection, AgentSet]]:
+        """As `Capability.objections`."""
+        if self.kept:
+            yield Objection("agent.kept", "kept free for a job that has waited longer"), self.kept
+        for slots, agents in self._by_slots.items():
+            yield Objection("slots.full", f"all slots taken ({slots})"), agents & ~self._with_slot
+        cpu, memory = f"{job.cpu_cores:g} cores asked", f"{job.memory_mb} MB asked"
+        yield (
+            Objection("cpu.short", f"{cpu}, more than it has"),
+            ~self._all_cpu.at_least(job.cpu_cores),
+        )
+        yield (
+            Objection("cpu.short", f"{cpu}, not so many are free"),
+            ~self._cpu.at_least(job.cpu_cores),
+        )
+        yield (
+            Objection("memory.short", f"{memory}, more than it has"),
+            ~self._all_mb.at_least(job.memory_mb),
+        )
+        yield (
+            Objection("memory.short", f"{memory}, not so much is free"),
+            ~self._mb.at_least(job.memory_mb),
+        )
+
+    def fitting(self, job: WaitingJob) -> AgentSet:
+        """The agents that nothing is held against."""
+        return (
+            self._with_slot
+            & self._cpu.at_least(job.cpu_cores)
+            & self._mb.at_least(job.memory_mb)
+            & ~self.kept
+        )
+
+    def could_hold(self, job: WaitingJob) -> AgentSet:
+        """The agents that have room for the job when they are idle, and are not kept."""
+        return (
+            self._all_cpu.at_least(job.cpu_cores)
+            & self._all_mb.at_least(job.memory_mb)
+            & ~self._by_slots.get(0, 0)
+            & ~self.kept
+        )
+
+    def least_loaded(self, agents: AgentSet) -> int:
+        """Of `agents`, which must not be empty, the one with the smallest share of slots taken."""
+        for share in sorted(self._by_share):
+            there = self._by_share[share] & agents
+            if there:
+                return first(there)
+        raise AssertionError("every agent has its share")
+
+    def take(self, place: int, job: WaitingJob) -> None:
+        """The job gets its slot, cores and memory of the agent at `place`."""
+        view, bit = self._views[place], 1 << place
+        before = self._slots[place]
+        self._slots[place] = after = before - 1
+        if after <= 0:
+            self._with_slot &= ~bit
+        share = _share(view, before)
+        self._by_share[share] &= ~bit
+        if not self._by_share[share]:
+            del self._by_share[share]
+        self._by_share[_share(view, after)] |= bit
+        self._cpu.less(place, job.cpu_cores)
+        self._mb.less(place, job.memory_mb)
+
+
+class _Amounts:
+    """How much of one thing each agent has."""
+
+    def __init__(self, amounts: list[float] | list[int]) -> None:
+        self._amounts: list[float] = list(amounts)
+        self._with: dict[float, AgentSet] = {}
+
+    def at_least(self, asked: float) -> AgentSet:
+        found = self._with.get(asked)
+        if found is None:
+            found = of([place for place, has in enumerate(self._amounts) if has >= asked])
+            self._with[asked] = found
+        return found
+
+    def less(self, place: int, by: float) -> None:
+        self._amounts[place] = left = self._amounts[place] - by
+        for asked, agents in self._with.items():
+            if asked > left and agents >> place & 1:
+                self._with[asked] = agents & ~(1 << place)
+
+
+def _share(view: AgentView, free: int) -> float:
+    return 1 - free / view.slots if view.slots else 1.0
