@@ -59,6 +59,10 @@ class Listener:
     def stream_added(self, task: Task) -> None:
         self.told.append(("added", task.info()))
 
+    @property
+    def jti(self) -> str:
+        return "01890000-0000-7000-8000-000000000001"
+
     def stream_removed(self, task: Task) -> None:
         self.told.append(("removed", task.info()))
 

@@ -40,6 +40,10 @@ Ending = tuple[JobState, AegisError | None]
 class Peer(Protocol):
     """A connection of a job, as the job sees it."""
 
+    @property
+    def jti(self) -> str:
+        """The grant that opened it."""
+
     def may_see(self, task: Task) -> bool:
         """Tell whether the peer's grant lets it know of `task`."""
 

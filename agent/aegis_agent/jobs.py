@@ -125,7 +125,13 @@ class JobTable:
     def held(self) -> tuple[HeldJob, ...]:
         """For `hello`: the jobs that live here, then those whose end control may have missed."""
         live = [
-            HeldJob(job_id=job.job_id, state=job.state, attempt=job.attempt, boards=job.boards)
+            HeldJob(
+                job_id=job.job_id,
+                state=job.state,
+                attempt=job.attempt,
+                boards=job.boards,
+                sessions=tuple(sorted(peer.jti for peer in job.peers)),
+            )
             for job in self._jobs.values()
         ]
         over = [

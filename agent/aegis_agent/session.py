@@ -75,11 +75,11 @@ class PeerSession:
         """Tell whether `offer` is the one that this session answers; ICE servers may be newer."""
         return (offer.grant, offer.sdp) == (self._offer.grant, self._offer.sdp)
 
-    async def run(self) -> None:
+    async def run(self) -> AegisError | None:
         """
-        Serve the peer until either side closes or the job ends.
+        Serve the peer until either side closes or the job ends; return why, if there is a why.
 
-        Raises what kept the link from opening; once it is open, its end is an event in the log.
+        Raises what kept the link from opening.
         """
         limits = self.claims.webrtc
         certificate = Certificate.generate()
@@ -106,6 +106,11 @@ class PeerSession:
             code=ended.code if ended else None,
             buffered_high_water=link.buffered_high_water,
         )
+        return ended
+
+    @property
+    def jti(self) -> str:
+        return self.claims.jti
 
     def add_candidate(self, candidate: SignalCandidate) -> None:
         """A candidate that the peer trickled; a bad one is logged and dropped."""

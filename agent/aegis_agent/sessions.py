@@ -10,6 +10,7 @@ from aegis_protocol.control_link import (
     JobOffer,
     JobRejected,
     JobRevoke,
+    SessionClosed,
     SignalAnswer,
     SignalCandidate,
 )
@@ -96,7 +97,10 @@ class SessionTable:
 
     async def _run(self, session: PeerSession, offer: JobOffer) -> None:
         try:
-            await session.run()
+            error = await session.run()
+            body = None if error is None else error.body().model_copy(update={"facts": {}})
+            closed = SessionClosed(job_id=offer.job_id, jti=offer.jti, error=body)
+            self._services.tell_control(closed)
         except AegisError as exc:
             self._reject(offer, exc)
         except Exception:

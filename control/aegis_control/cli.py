@@ -21,6 +21,7 @@ from aegis_control.commands import (
     key_commands,
     order_commands,
     policy_commands,
+    session_commands,
     status_commands,
     store_commands,
     token_commands,
@@ -46,6 +47,12 @@ app.command("status", epilog="Example: aegis-control status --watch")(status_com
 app.command("doctor", epilog="Example: aegis-control doctor --json")(doctor_commands.doctor)
 app.command("list-agents", epilog="Example: aegis-control list-agents --json")(
     agents_commands.list_agents
+)
+app.command("list-grants", epilog="Example: aegis-control list-grants --agent lab-1 --limit 10")(
+    session_commands.list_grants
+)
+app.command("list-sessions", epilog="Example: aegis-control list-sessions --who mcp")(
+    session_commands.list_sessions
 )
 app.command("list-jobs", epilog="Example: aegis-control list-jobs --state pending")(
     jobs_commands.list_jobs

@@ -7,7 +7,8 @@ One frame is one JSON object, told apart by `type`, at most 256 KiB.
                                   job.cancel, job.revoke, lease.revoke, pause, resume, drain, reset,
                                   ping
     agent -> control   ToControl  hello, signal.answer, signal.candidate, job.accepted,
-                                  job.rejected, job.moved, boards.changed, facts, status, pong
+                                  session.closed, job.rejected, job.moved, boards.changed, facts,
+                                  status, pong
 
 Control speaks first: challenge, hello, welcome (or refused). Any authenticated frame is life.
 Fields may be added, never renamed.
@@ -47,6 +48,8 @@ class HeldJob(Wire):
     boards: dict[Id, int] = Field(default_factory=dict)
     error: ErrorBody | None = None
     """Why it ended, where it did not end well; without facts and cut to a short message."""
+    sessions: tuple[Id, ...] | None = Field(default=None, max_length=64)
+    """The grants (jti) of its connections; None: not said."""
 
 
 class Hello(Wire):
@@ -210,6 +213,14 @@ class JobAccepted(JobFrame):
     ends_at: UnixSeconds
 
 
+class SessionClosed(JobFrame):
+    """A connection that was accepted is closed; error: why, where it was not the peer's wish."""
+
+    type: Literal["session.closed"] = "session.closed"
+    jti: Id
+    error: ErrorBody | None = None
+
+
 class JobRejected(JobFrame):
     type: Literal["job.rejected"] = "job.rejected"
     jti: Id
@@ -282,6 +293,7 @@ ToControl: TypeAlias = Annotated[
     | SignalAnswer
     | SignalCandidate
     | JobAccepted
+    | SessionClosed
     | JobRejected
     | JobMoved
     | BoardsChanged

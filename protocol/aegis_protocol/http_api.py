@@ -154,9 +154,10 @@ class Health(Wire):
 
 
 class HealthSessions(Wire):
-    """What lives right now: jobs with a session, and agents' links."""
+    """What lives right now: jobs at agents, connections to them, and agents' links."""
 
     jobs: int
+    sessions: int = 0
     links: int
     event_streams: int
 
@@ -470,3 +471,51 @@ class PolicyShown(Wire):
     sha256: str
     rules: tuple[dict[str, Any], ...] = ()
     trouble: dict[str, Any] | None = None
+
+
+class GrantRow(Wire):
+    """
+    A grant and what became of it.
+
+    state   unused (and still good), expired (never used), offered, open, closed
+    code    the error that closed its connection, where one did
+    source  the address that asked for it
+    """
+
+    jti: Id
+    job_id: Id
+    identity: Id
+    agent_id: Id
+    agent_name: str | None = None
+    channels: tuple[ChannelText, ...] = ()
+    actions: tuple[Action, ...] = ()
+    source: str | None = None
+    state: Literal["unused", "expired", "offered", "open", "closed"]
+    issued_at: UnixSeconds
+    expires_at: UnixSeconds
+    offered_at: UnixSeconds | None = None
+    opened_at: UnixSeconds | None = None
+    closed_at: UnixSeconds | None = None
+    code: str | None = None
+
+
+class GrantList(Wire):
+    grants: tuple[GrantRow, ...]
+
+
+class SessionRow(Wire):
+    """A connection between a client and an agent. ends_at: its job's time is over then."""
+
+    jti: Id
+    job_id: Id
+    identity: Id
+    agent_id: Id
+    agent_name: str | None = None
+    channels: tuple[ChannelText, ...] = ()
+    source: str | None = None
+    opened_at: UnixSeconds
+    ends_at: UnixSeconds | None = None
+
+
+class SessionList(Wire):
+    sessions: tuple[SessionRow, ...]

@@ -31,7 +31,7 @@ from aegis_control.fleet import Fleet
 from aegis_control.http.auth import presented_grant, presented_key
 from aegis_control.http.job_body import job_body
 from aegis_control.http.route import Call, Reply
-from aegis_control.store import agents, jobs
+from aegis_control.store import agents, jobs, sessions
 from aegis_control.store.jobs import LIVE, JobRecord
 
 MAX_ROWS: Final = 1000
@@ -58,9 +58,11 @@ async def health(control: Control, call: Call) -> Reply:
 async def health_sessions(control: Control, call: Call) -> Reply:
     async with control.database.read() as conn:
         counts = await jobs.count_by_state(conn)
+        open_sessions = await sessions.count(conn)
     return Reply(
         HealthSessions(
             jobs=sum(counts[state] for state in LIVE),
+            sessions=open_sessions,
             links=len(control.links.all()),
             event_streams=control.hub.listening,
         )
@@ -131,7 +133,7 @@ async def list_jobs(control: Control, call: Call) -> Reply:
     """The newest first; an operator sees everybody's."""
     own = None if call.identity.has(Role.OPERATOR) else call.identity.id
     async with control.database.read() as conn:
-        records = await jobs.recent(conn, own, limit=_limit(call))
+        records = await jobs.recent(conn, own, limit=row_limit(call))
         names = {agent.id: agent.name for agent in await agents.every(conn)}
     return Reply(JobList(jobs=tuple(job_body(record, names) for record in records)))
 
@@ -195,7 +197,7 @@ def _idempotency_key(call: Call) -> str | None:
     return key
 
 
-def _limit(call: Call) -> int:
+def row_limit(call: Call) -> int:
     text = call.request.query.get("limit", str(ROWS))
     if not (text.isascii() and text.isdigit() and 1 <= int(text[:6]) <= MAX_ROWS):
         raise BadRequest(f"limit: 1 to {MAX_ROWS}", field="limit")

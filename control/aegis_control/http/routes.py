@@ -18,6 +18,7 @@ from aegis_protocol.http_api import (
     EnrollTokenList,
     EnrollTokenMade,
     EnrollTokenRequest,
+    GrantList,
     GrantReply,
     GrantRequest,
     Health,
@@ -37,11 +38,21 @@ from aegis_protocol.http_api import (
     PolicyDecision,
     PolicyShown,
     RevokeAgentRequest,
+    SessionList,
     WhoAmI,
 )
 
 from aegis_control.control import Control
-from aegis_control.http import agent_orders, audit, endpoints, openapi, policy, services, status
+from aegis_control.http import (
+    agent_orders,
+    audit,
+    endpoints,
+    openapi,
+    policy,
+    services,
+    sessions,
+    status,
+)
 from aegis_control.http.event_stream import job_events
 from aegis_control.http.route import Call, Query, Reply, Route
 
@@ -55,6 +66,11 @@ _LIMIT: Final = Query(
     "limit",
     f"At most so many; {endpoints.ROWS} by default.",
     {"type": "integer", "minimum": 1, "maximum": endpoints.MAX_ROWS},
+)
+_OF: Final = (
+    Query("job", "Only of this job."),
+    Query("identity", "Only of this identity."),
+    Query("agent", "Only at this agent, by id or name."),
 )
 
 
@@ -273,6 +289,26 @@ ROUTES: Final[tuple[Route, ...]] = (
         role=Role.OPERATOR,
         takes=PolicyCheckRequest,
         gives={_OK: PolicyDecision},
+        local=True,
+    ),
+    Route(
+        "GET",
+        "/services/grants",
+        sessions.list_grants,
+        "The grants that were issued, newest first, and what became of them.",
+        role=Role.OPERATOR,
+        queries=(_LIMIT, *_OF),
+        gives={_OK: GrantList},
+        local=True,
+    ),
+    Route(
+        "GET",
+        "/services/sessions",
+        sessions.list_sessions,
+        "The connections between clients and agents that are open now.",
+        role=Role.OPERATOR,
+        queries=(_LIMIT, *_OF),
+        gives={_OK: SessionList},
         local=True,
     ),
     Route(

@@ -12,6 +12,7 @@ from aegis_protocol.control_link import (
     JobMoved,
     JobRejected,
     Pong,
+    SessionClosed,
     SignalAnswer,
     SignalCandidate,
     Status,
@@ -28,7 +29,7 @@ from aegis_control.link.greeting import quarantine
 from aegis_control.link.link import Link
 from aegis_control.link.registry import Links
 from aegis_control.log import get_logger
-from aegis_control.store import agent_links, jobs, offers
+from aegis_control.store import agent_links, jobs, offers, sessions
 from aegis_control.store.jobs import LIVE, JobRecord
 
 log = get_logger("link")
@@ -77,6 +78,8 @@ class Frames:
                 )
             case JobAccepted():
                 await self._accepted(link, frame)
+            case SessionClosed():
+                await self._closed(link, frame)
             case JobMoved():
                 await self._moved(link, frame)
             case BoardsChanged():
@@ -124,6 +127,7 @@ class Frames:
             job = await self._is_own(change, link, frame.job_id, frame.type, jti=frame.jti)
             if job is None:
                 return
+            await sessions.opened(change.conn, frame.jti, now_s=change.now_s)
             if job.state is JobState.RUNNING:
                 await jobs.set_end(change.conn, job.id, frame.ends_at)
             else:
@@ -147,6 +151,21 @@ class Frames:
                     await change.move(job.id, frame.state, error=frame.error)
         except IllegalMove:
             _refused(link, frame.job_id, frame.type, f"it can't become {frame.state}")
+
+    async def _closed(self, link: Link, frame: SessionClosed) -> None:
+        code = None if frame.error is None else frame.error.code
+        async with self._jobs.change() as change:
+            known = await sessions.closed(
+                change.conn, frame.jti, link.agent_id, code, now_s=change.now_s
+            )
+        if known:
+            log.info(
+                "session.closed",
+                agent_id=link.agent_id,
+                job_id=frame.job_id,
+                jti=frame.jti,
+                code=code,
+            )
 
     async def _claimed(self, link: Link, frame: Facts) -> None:
         async with self._jobs.change() as change:

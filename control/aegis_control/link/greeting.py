@@ -20,7 +20,7 @@ from aegis_control.link.linked import facts_of
 from aegis_control.link.reconcile import Reconciliation, reconcile
 from aegis_control.log import get_logger
 from aegis_control.membership import refusal
-from aegis_control.store import agent_links, agents, audit, jobs
+from aegis_control.store import agent_links, agents, audit, jobs, sessions
 from aegis_control.store.agents import AgentRecord
 from aegis_control.store.audit import Act
 from aegis_control.store.database import Database
@@ -103,6 +103,11 @@ async def settle(ledger: Jobs, agent_id: str, held: Sequence[HeldJob]) -> Reconc
         found = reconcile(agent_id, held, known)
         for job_id, to, error in found.moves:
             await change.move(job_id, to, error=error)
+        for have in held:
+            if have.sessions is not None and have.job_id in known:
+                await sessions.only(
+                    change.conn, have.job_id, agent_id, have.sessions, now_s=change.now_s
+                )
         for job_id in found.gone:
             await change.move(
                 job_id, JobState.FAILED, error=AgentGone("the agent came back without the job")

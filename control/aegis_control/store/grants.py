@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aegis_protocol.grant import GrantClaims
 from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from aegis_control.acting import actor
 from aegis_control.store.tables import grants
 
 
 @dataclass(frozen=True)
 class GrantRecord:
-    """at, expires_at: unix seconds; a connection that it opened lives longer."""
+    """
+    at, expires_at         unix seconds; a connection that it opened lives longer
+    source                 the address that asked for it
+    opened_at, closed_at   of its connection, as its agent told
+    closed_code            the error that closed it, where one did
+    """
 
     jti: str
     job_id: str
@@ -21,6 +28,12 @@ class GrantRecord:
     identity: str
     at: float
     expires_at: float
+    channels: Sequence[str] | None = None
+    actions: Sequence[str] | None = None
+    source: str | None = None
+    opened_at: float | None = None
+    closed_at: float | None = None
+    closed_code: str | None = None
 
 
 async def add(conn: AsyncConnection, claims: GrantClaims) -> None:
@@ -32,6 +45,9 @@ async def add(conn: AsyncConnection, claims: GrantClaims) -> None:
             identity=claims.sub,
             at=claims.iat,
             expires_at=claims.exp,
+            channels=list(claims.webrtc.allowed_channels),
+            actions=[str(action) for action in claims.actions],
+            source=actor().source,
         )
     )
 

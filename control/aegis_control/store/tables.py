@@ -178,8 +178,15 @@ grants: Final = Table(
     Column("identity", String(80), nullable=False),
     Column("at", Double, nullable=False),
     Column("expires_at", Double, nullable=False),
+    Column("channels", JSON),
+    Column("actions", JSON),
+    Column("source", String(64)),
+    Column("opened_at", Double),
+    Column("closed_at", Double),
+    Column("closed_code", String(80)),
     Index(None, "job_id", "at"),
     Index(None, "identity", "at"),
+    Index(None, "at"),
 )
 
 job_events: Final = Table(

@@ -1,4 +1,4 @@
-"""Tokens that can be named, agents that were revoked, and two of them that have one key."""
+"""Sessions, tokens that can be named, agents that were revoked or have one key between two."""
 
 from __future__ import annotations
 
@@ -23,3 +23,13 @@ def upgrade() -> None:
     )
     op.add_column("enroll_tokens", sa.Column("revoked_at", sa.Double))
     op.create_index("ix_enroll_tokens_id", "enroll_tokens", ["id"])
+    for name, kind in (
+        ("channels", sa.JSON()),
+        ("actions", sa.JSON()),
+        ("source", sa.String(64)),
+        ("opened_at", sa.Double()),
+        ("closed_at", sa.Double()),
+        ("closed_code", sa.String(80)),
+    ):
+        op.add_column("grants", sa.Column(name, kind))
+    op.create_index("ix_grants_at", "grants", ["at"])

@@ -1,0 +1,117 @@
+"""`list-grants` and `list-sessions`: who was let to which agent, and who is there now."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, TypeAlias
+from urllib.parse import urlencode
+
+import typer
+from aegis_protocol.http_api import GrantList, GrantRow, SessionList
+from rich.console import Console
+from rich.table import Table
+
+from aegis_control.commands.asking import Asking, Json, KeyFile, State, Url
+from aegis_control.commands.times import ago, minute
+
+Job: TypeAlias = Annotated[str, typer.Option("--job", help="Only of this job.")]
+Who: TypeAlias = Annotated[str, typer.Option("--who", help="Only of this identity: a key's id.")]
+Agent: TypeAlias = Annotated[str, typer.Option("--agent", help="Only there: a name or an id.")]
+Limit: TypeAlias = Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")]
+
+_WIDE: Final = 200
+
+
+def list_grants(
+    job: Job = "",
+    who: Who = "",
+    agent: Agent = "",
+    limit: Limit = 50,
+    url: Url = None,
+    key_file: KeyFile = None,
+    state_dir: State = None,
+    as_json: Json = False,
+) -> None:
+    """Show the grants that were issued, newest first, and what became of each."""
+    path = _path("/services/grants", job, who, agent, limit)
+    found = Asking(url, key_file, state_dir).get(path, GrantList)
+    if as_json:
+        typer.echo(found.model_dump_json(indent=2))
+        return
+    if not found.grants:
+        typer.echo("There is no such grant.")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("GRANT", "ISSUED", "WHO", "FROM", "AGENT", "JOB", "CHANNELS", "STATE"):
+        table.add_column(name, overflow="fold", no_wrap=name in ("GRANT", "JOB", "ISSUED"))
+    for row in found.grants:
+        table.add_row(
+            row.jti,
+            minute(row.issued_at),
+            row.identity,
+            row.source or "",
+            row.agent_name or row.agent_id,
+            row.job_id,
+            " ".join(row.channels),
+            _state(row),
+        )
+    _print(table)
+
+
+def list_sessions(
+    job: Job = "",
+    who: Who = "",
+    agent: Agent = "",
+    limit: Limit = 200,
+    url: Url = None,
+    key_file: KeyFile = None,
+    state_dir: State = None,
+    as_json: Json = False,
+) -> None:
+    """Show the connections between clients and agents that are open now."""
+    path = _path("/services/sessions", job, who, agent, limit)
+    found = Asking(url, key_file, state_dir).get(path, SessionList)
+    if as_json:
+        typer.echo(found.model_dump_json(indent=2))
+        return
+    if not found.sessions:
+        typer.echo("No connection is open.")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("GRANT", "OPEN SINCE", "WHO", "FROM", "AGENT", "JOB", "CHANNELS", "UNTIL"):
+        table.add_column(name, overflow="fold", no_wrap=name in ("GRANT", "JOB", "OPEN SINCE"))
+    for row in found.sessions:
+        table.add_row(
+            row.jti,
+            ago(row.opened_at),
+            row.identity,
+            row.source or "",
+            row.agent_name or row.agent_id,
+            row.job_id,
+            " ".join(row.channels),
+            minute(row.ends_at),
+        )
+    _print(table)
+
+
+def _state(row: GrantRow) -> str:
+    match row.state:
+        case "open":
+            return f"open since {minute(row.opened_at)}"
+        case "closed":
+            when = "" if row.closed_at is None else f" {minute(row.closed_at)}"
+            return f"closed{when}" + (f": {row.code}" if row.code else "")
+        case _:
+            return row.state
+
+
+def _path(base: str, job: str, who: str, agent: str, limit: int) -> str:
+    given: dict[str, Any] = {"limit": limit}
+    given |= {k: v for k, v in (("job", job), ("identity", who), ("agent", agent)) if v}
+    return f"{base}?{urlencode(given)}"
+
+
+def _print(table: Table) -> None:
+    console = Console()
+    if console.width < _WIDE and not console.is_terminal:
+        console = Console(width=_WIDE)
+    console.print(table)
