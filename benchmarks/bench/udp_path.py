@@ -32,6 +32,8 @@ _BUFFER_BYTES: Final = 4 * 1024 * 1024
 _MAX_WAITING: Final = 16_384
 _BATCH: Final = 64
 _TIMER_S: Final = 0.0002
+QUEUE_S: Final = 2.0
+"""As much as the box at the end of a slow line keeps."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,10 @@ class Weather:
     """
     What a path does to each datagram, in each direction; shares are from 0 to 1.
 
-    delay_s     how long it takes
-    disordered  this share takes `disorder_s` longer
+    delay_s      how long it takes
+    disordered   this share takes `disorder_s` longer
+    bytes_per_s  how fast the narrowest piece of it is, 0: fast; what waits there for longer than
+                 QUEUE_S is lost
     """
 
     delay_s: float = 0.0
@@ -49,6 +53,7 @@ class Weather:
     disordered: float = 0.0
     disorder_s: float = 0.003
     seed: int = 1
+    bytes_per_s: float = 0.0
 
 
 class UdpPath:
@@ -111,13 +116,26 @@ class UdpPath:
             return
         self.passed += 1
         for _ in range(2 if weather.copied and chance() < weather.copied else 1):
-            delay_s = weather.delay_s
+            delay_s = weather.delay_s + self._queued_s(leg, len(datagram))
+            if delay_s > weather.delay_s + QUEUE_S:
+                self.dropped += 1
+                return
             if weather.disordered and chance() < weather.disordered:
                 delay_s += weather.disorder_s
             if delay_s:
                 self._hold(delay_s, datagram, leg)
             else:
                 leg.send(datagram)
+
+    def _queued_s(self, leg: _Leg, size_bytes: int) -> float:
+        """How long a datagram takes to get through the narrowest piece, behind those before it."""
+        if not self._weather.bytes_per_s:
+            return 0.0
+        now = self._loop.time()
+        free_at = max(now, leg.to.free_at) + size_bytes / self._weather.bytes_per_s
+        if free_at - now <= QUEUE_S:
+            leg.to.free_at = free_at
+        return free_at - now
 
     def _hold(self, delay_s: float, datagram: bytes, leg: _Leg) -> None:
         self._order += 1
@@ -150,6 +168,8 @@ class _Face:
         for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
             self.socket.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
         self.peer: tuple[str, int] | None = None
+        self.free_at = 0.0
+        """When all that is on its way to that peer is through the narrowest piece."""
 
     def stand_in_for(self, peer: tuple[str, int]) -> None:
         self.peer = peer
