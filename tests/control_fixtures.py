@@ -244,6 +244,7 @@ class FakeAgent:
             "cpu_cores": 4.0,
             "memory_mb": 8192,
         } | hello
+        self.within_s = WITHIN_S
         self.socket: aiohttp.ClientWebSocketResponse | None = None
         self.welcome: Welcome | None = None
 
@@ -306,7 +307,7 @@ class FakeAgent:
         """The next frame; None when the socket is closed. Pings are answered, not shown."""
         assert self.socket is not None
         while True:
-            async with asyncio.timeout(WITHIN_S):
+            async with asyncio.timeout(self.within_s):
                 message = await self.socket.receive()
             if message.type is not aiohttp.WSMsgType.TEXT:
                 return None
