@@ -30,17 +30,17 @@ class Ended:
         return json.loads(self.out)
 
 
-async def run(folder: Path, *words: str, **environment: str) -> Ended:
+async def run(folder: Path, *words: str, stdin: bytes | None = None, **environment: str) -> Ended:
     """Run `aegis-control` as a process with an environment of its own."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "aegis_control", *words),
         env=_environment(folder, environment),
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=asyncio.subprocess.DEVNULL if stdin is None else asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
     async with asyncio.timeout(WITHIN_S):
-        out, err = await process.communicate()
+        out, err = await process.communicate(stdin)
     return Ended(process.returncode or 0, out.decode(), err.decode())
 
 

@@ -25,6 +25,7 @@ from aegis_control.commands import (
     status_commands,
     store_commands,
     token_commands,
+    verify_commands,
 )
 from aegis_control.commands.outcome import fail
 
@@ -54,6 +55,10 @@ app.command("list-grants", epilog="Example: aegis-control list-grants --agent la
 app.command("list-sessions", epilog="Example: aegis-control list-sessions --who mcp")(
     session_commands.list_sessions
 )
+app.command(
+    "verify-token",
+    epilog="Example: aegis-control verify-token operator.key, or a pipe into it",
+)(verify_commands.verify_token)
 app.command("list-jobs", epilog="Example: aegis-control list-jobs --state pending")(
     jobs_commands.list_jobs
 )

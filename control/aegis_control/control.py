@@ -13,6 +13,7 @@ from aegis_control.auditing import Auditor
 from aegis_control.config import ControlConfig
 from aegis_control.deadlines import Deadlines, Graces
 from aegis_control.enrollment import Enrollment
+from aegis_control.explaining import Explaining
 from aegis_control.fleet import FleetMirror
 from aegis_control.granting import Granting
 from aegis_control.hub import Hub
@@ -72,6 +73,7 @@ class Control:
     granting: Granting
     ordering: Ordering
     membership: Membership
+    explaining: Explaining
     signaling: Signaling
     link_endpoint: LinkEndpoint
     deadlines: Deadlines
@@ -208,6 +210,7 @@ def wire(
         placement=placement,
         granting=granting,
         ordering=Ordering(ledger, orders),
+        explaining=Explaining(database, keyring, issuer),
         membership=Membership(database, ledger, links, agent_records),
         signaling=Signaling(issuer, ledger, orders, granting, metrics),
         auditor=Auditor(database, issuer, keep_days=config.audit_keep_days),

@@ -50,8 +50,14 @@ class Keyring:
 
     async def identify(self, presented: str) -> Identity:
         """Return whose key `presented` is. KeyWrong when it is nobody's, expired or revoked."""
-        if _is_one_of(presented, self._mcp_secrets):
+        if self.is_shared_secret(presented):
             return self.shared()
+        record = await self.genuine(presented)
+        check_good(record)
+        return identity_of(record)
+
+    async def genuine(self, presented: str) -> keys.KeyRecord:
+        """Return the key that `presented` is, good or not any more. KeyWrong when it is none."""
         match = _KEY.match(presented)
         if match is None:
             raise KeyWrong("the key is not one of ours", reason=UNKNOWN)
@@ -61,8 +67,11 @@ class Keyring:
         genuine = hmac.compare_digest(digest, self._digest("key", match[2]))
         if record is None or not genuine:
             raise KeyWrong("the key is not one of ours", key_id=match[1], reason=UNKNOWN)
-        check_good(record)
-        return identity_of(record)
+        return record
+
+    def is_shared_secret(self, presented: str) -> bool:
+        """Tell whether `presented` is MCP_AUTH_SECRET."""
+        return _is_one_of(presented, self._mcp_secrets)
 
     def shared(self) -> Identity:
         """Everyone who knows MCP_AUTH_SECRET."""

@@ -519,3 +519,37 @@ class SessionRow(Wire):
 
 class SessionList(Wire):
     sessions: tuple[SessionRow, ...]
+
+
+class VerifyTokenRequest(Wire):
+    """token: an API key, a grant, an enrolment token or a shared secret."""
+
+    token: str = Field(min_length=1, max_length=16_384)
+
+
+class TokenVerdict(Wire):
+    """
+    What a secret is. why: in words, why it is good or not; code: the error that it would meet.
+
+    name  the key's; of a token the agent that it is for; of a grant its agent's
+    """
+
+    kind: Literal["key", "shared_secret", "agent_secret", "enroll_token", "grant", "unknown"]
+    valid: bool
+    why: str
+    code: str | None = None
+    id: str | None = None
+    name: str | None = None
+    identity: Id | None = None
+    role: Role | None = None
+    actions: tuple[Action, ...] = ()
+    channels: tuple[ChannelText, ...] = ()
+    limits: KeyLimits = Field(default_factory=dict)
+    job_id: Id | None = None
+    job_state: JobState | None = None
+    agent_id: Id | None = None
+    target: TargetName | None = None
+    boards: tuple[Id, ...] = ()
+    peer_fingerprint: str | None = None
+    issued_at: UnixSeconds | None = None
+    expires_at: UnixSeconds | None = None

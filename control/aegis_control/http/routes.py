@@ -39,6 +39,8 @@ from aegis_protocol.http_api import (
     PolicyShown,
     RevokeAgentRequest,
     SessionList,
+    TokenVerdict,
+    VerifyTokenRequest,
     WhoAmI,
 )
 
@@ -289,6 +291,16 @@ ROUTES: Final[tuple[Route, ...]] = (
         role=Role.OPERATOR,
         takes=PolicyCheckRequest,
         gives={_OK: PolicyDecision},
+        local=True,
+    ),
+    Route(
+        "POST",
+        "/services/verify-token",
+        services.verify_token,
+        "What a key, grant or token is: good or why not, until when, for what.",
+        role=Role.OPERATOR,
+        takes=VerifyTokenRequest,
+        gives={_OK: TokenVerdict},
         local=True,
     ),
     Route(

@@ -11,6 +11,7 @@ from aegis_protocol.http_api import (
     KeyList,
     KeyRequest,
     RevokeAgentRequest,
+    VerifyTokenRequest,
 )
 
 from aegis_control.control import Control
@@ -77,3 +78,8 @@ async def revoke_agent(control: Control, call: Call) -> Reply:
     reason = call.taking(RevokeAgentRequest).reason
     await control.membership.revoke(call.path("agent_id"), reason=reason)
     return Reply(status=HTTPStatus.NO_CONTENT)
+
+
+async def verify_token(control: Control, call: Call) -> Reply:
+    """Explain a secret; it is neither kept nor logged."""
+    return Reply(await control.explaining.explain(call.taking(VerifyTokenRequest).token.strip()))
