@@ -16,7 +16,8 @@ from aegis_links.fast.receiving import (
     SACK_EVERY_PACKETS,
     Breach,
 )
-from aegis_links.fast.sending import MAX_IN_FLIGHT, RTO_INITIAL_S
+from aegis_links.fast.recovering import RTO_INITIAL_S
+from aegis_links.fast.sending import MAX_IN_FLIGHT
 from aiortc import RTCDataChannel
 from aiortc.rtcsctptransport import InitChunk, RTCSctpTransport, serialize_packet
 from waiting import until

@@ -10,8 +10,11 @@ A faster way through DTLS and SCTP, as subclasses of aiortc's own transports, on
     congestion       how much may be on its way
     sharing          how many associations share this process
     turns            whose turn it is among them
+    reordering       how late is lost
     gap_blocks       which TSNs arrived, as ranges
     inbound_stream   fragments to messages
+    outgoing         a chunk that is sent
+    recovering       what comes back of what was sent, and what is sent again
     sending          the half of an association that sends
     receiving        the half that receives
     sctp             RTCSctpTransport with both

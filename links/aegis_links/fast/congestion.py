@@ -71,6 +71,14 @@ class CongestionWindow:
         self._halve()
         self.size_bytes = self.threshold_bytes
 
+    def restore(self, earlier: tuple[int, int]) -> None:
+        """Be as large as at an earlier `snapshot`: nothing had been lost after all."""
+        self.size_bytes = max(self.size_bytes, earlier[0])
+        self.threshold_bytes = max(self.threshold_bytes, earlier[1])
+
+    def snapshot(self) -> tuple[int, int]:
+        return self.size_bytes, self.threshold_bytes
+
     def timed_out(self) -> None:
         """Nothing came back in time."""
         self._halve()

@@ -1,26 +1,17 @@
-"""
-The sending half of an association: what waits, what is on its way, and what is sent again.
-
-Chunks are numbered from 1 in the order of their TSNs, and each sending of one has a serial
-number. A chunk counts as missing when something that was sent after it arrived, so that one sent
-again is not held to be lost by what had left before it.
-"""
+"""The sending half of an association: what waits, and what leaves, once or again."""
 
 from __future__ import annotations
 
 import asyncio
 import heapq
-import struct
 from collections import deque
 from typing import Final
 
-import structlog
 from aiortc import RTCDataChannel, RTCDtlsTransport, RTCSctpTransport
 from aiortc.rtcsctptransport import (
     SCTP_DATA_FIRST_FRAG,
     SCTP_DATA_LAST_FRAG,
     SCTP_DATA_UNORDERED,
-    SCTP_MAX_ASSOCIATION_RETRANS,
     SCTP_MAX_INIT_RETRANS,
     SCTP_RTO_MAX,
     WEBRTC_BINARY,
@@ -35,86 +26,25 @@ from aiortc.rtcsctptransport import (
 )
 from aiortc.rtcsctptransport import USERDATA_MAX_LENGTH as FULL_BYTES
 
-from aegis_links.fast import gap_blocks, packets
-from aegis_links.fast.congestion import SHORT_RTT_S, CongestionWindow, useful_bytes
-from aegis_links.fast.receiving import EAGER_ON_SHORT_PATH, Breach, Receiving
-from aegis_links.fast.sharing import Share, sharers
+from aegis_links.fast.congestion import useful_bytes
+from aegis_links.fast.outgoing import Outgoing
+from aegis_links.fast.recovering import Recovering
+from aegis_links.fast.sharing import sharers
 from aegis_links.fast.turns import LIGHT_BYTES, of_this_loop
 
-RTO_INITIAL_S: Final = 1.0
-MISSED_TIMES: Final = 3
 MAX_IN_FLIGHT: Final = 8_192
 """Chunks, so that small ones have a bound too."""
 
-_MOST_ROOM_BYTES: Final = 256 * 1024
 _FEW_MESSAGES: Final = 8
-_SACK: Final = struct.Struct("!LLHH")
-_log = structlog.get_logger("aegis_links.fast")
 
 
-class Outgoing:
-    """A DATA chunk from the queue to its acknowledgment."""
-
-    __slots__ = (
-        "flags",
-        "flies",
-        "here",
-        "misses",
-        "number",
-        "protocol",
-        "sendings",
-        "sent_at",
-        "sequence",
-        "serial",
-        "stream_id",
-        "user_data",
-    )
-
-    def __init__(
-        self, flags: int, stream_id: int, sequence: int, protocol: int, user_data: bytes
-    ) -> None:
-        self.flags = flags
-        self.stream_id = stream_id
-        self.sequence = sequence
-        self.protocol = protocol
-        self.user_data = user_data
-        self.number = 0
-        self.serial = 0
-        self.sendings = 0
-        self.sent_at = 0.0
-        self.misses = 0
-        self.flies = False  # counted in the flight size
-        self.here = False  # the peer has it, by a gap block
-
-
-class Sending(Receiving):
-    retransmission_limit = SCTP_MAX_ASSOCIATION_RETRANS
-    """How often in a row nothing may come back before the association is given up."""
-
+class Sending(Recovering):
     def __init__(self, transport: RTCDtlsTransport, port: int = 5000) -> None:
         super().__init__(transport, port)
-        self._rto = RTO_INITIAL_S
-        self._window = CongestionWindow()
-        self._peer_window = 0
-        self._first_tsn = self._local_tsn
         self._unsent: deque[Outgoing] = deque()
-        self._sent: dict[int, Outgoing] = {}
-        self._numbered = 0  # the number of the last chunk that was sent
-        self._acked = 0  # the number up to which the peer has all
         self._serial = 0
-        self._peer_gaps: list[gap_blocks.Block] = []
-        self._again: list[int] = []  # a heap of numbers to be sent again
-        self._recovers_at: int | None = None
-        self._free_resend = False  # the first one of a recovery goes whatever the window says
-        self._share = Share()
         self._turns = of_this_loop()
         self._waits_for_turn = False
-        self._shortest_rtt_s = RTO_INITIAL_S
-        self._peak_bytes = 0  # the largest flight since it was last looked at
-        self._room_bytes = 0  # what acknowledgments have made room for, and nothing filled yet
-        self._t3_failures = 0
-        self._t3_at: float | None = None
-        self._t3_fires_at = 0.0
         self._flushing = False
         self._flush_handle: asyncio.Handle | None = None
 
@@ -165,10 +95,7 @@ class Sending(Receiving):
 
     def _set_state(self, state: RTCSctpTransport.State) -> None:
         super()._set_state(state)
-        if state is not self.State.CLOSED:
-            return
-        self._share.idle()
-        if self._flush_handle is not None:
+        if state is self.State.CLOSED and self._flush_handle is not None:
             self._flush_handle.cancel()
             self._flush_handle = None
 
@@ -259,12 +186,6 @@ class Sending(Receiving):
             useful_bytes(self._shortest_rtt_s, sharers()),
         )
 
-    def _update_rto(self, R: float) -> None:
-        super()._update_rto(R)
-        self._shortest_rtt_s = min(self._shortest_rtt_s, R)
-        if R < SHORT_RTT_S:
-            self._eager = min(self._eager, EAGER_ON_SHORT_PATH)
-
     def _transmit_up_to(self, limit_bytes: int) -> None:
         batch: list[bytes] = []
         now = self._own_loop.time()
@@ -322,137 +243,6 @@ class Sending(Receiving):
                 chunk.user_data,
             )
         )
-
-    def _tsn(self, number: int) -> int:
-        return (self._first_tsn + number - 1) & packets.TSN_MASK
-
-    # Acknowledgments.
-
-    def _take_sack(self, body: bytes) -> None:
-        tsn, window_bytes, gap_count, _ = _SACK.unpack_from(body)
-        advance = (tsn - self._tsn(self._acked)) & packets.TSN_MASK
-        if advance > self._numbered - self._acked:
-            return  # an old one that was overtaken, or of what was never sent
-        self._last_sacked_tsn = tsn
-        self._peer_window = window_bytes
-        newest, acked_bytes = self._acknowledge(advance)
-        if gap_count or self._peer_gaps:
-            blocks = self._read_gaps(body, gap_count)
-            for span in gap_blocks.beyond(blocks, self._peer_gaps):
-                for number in span:
-                    chunk = self._sent[number]
-                    chunk.here = True
-                    acked_bytes += len(chunk.user_data)
-                    newest = max(newest, chunk.serial)
-                    self._lands(chunk)
-            self._peer_gaps = blocks
-            if newest:
-                self._strike(blocks, newest)
-        if advance or acked_bytes or window_bytes < FULL_BYTES:
-            self._t3_failures = 0  # a peer without room is alive (RFC 9260 section 6.1 A)
-        if acked_bytes:
-            # Twice as much leaves as has arrived, at most: so slow start doubles each round.
-            self._room_bytes = min(self._room_bytes + 2 * acked_bytes, _MOST_ROOM_BYTES)
-        if self._recovers_at is None:
-            if advance and self._window.was_used_by(self._peak_bytes):
-                self._window.acknowledged(acked_bytes)
-        elif self._acked >= self._recovers_at:
-            self._recovers_at = None
-        if advance:
-            self._t3_at = self._own_loop.time() + self._rto if self._sent else None
-            self._arm_t3()
-
-    def _acknowledge(self, advance: int) -> tuple[int, int]:
-        """Let go of the next `advance` chunks; return the newest serial and the bytes."""
-        newest = acked_bytes = 0
-        sampled_at: float | None = None
-        take = self._sent.pop
-        for number in range(self._acked + 1, self._acked + advance + 1):
-            chunk = take(number)
-            if chunk.here:
-                continue
-            acked_bytes += len(chunk.user_data)
-            newest = max(newest, chunk.serial)
-            if chunk.sendings == 1:  # Karn's rule
-                sampled_at = chunk.sent_at
-            self._lands(chunk)
-        self._acked += advance
-        if not self._sent:
-            self._share.idle()
-        if sampled_at is not None:
-            self._update_rto(self._own_loop.time() - sampled_at)
-        return newest, acked_bytes
-
-    def _read_gaps(self, body: bytes, count: int) -> list[gap_blocks.Block]:
-        """Return the gap blocks as numbers; none if they are not as they should be."""
-        if _SACK.size + 4 * count > len(body):
-            return self._peer_gaps
-        blocks: list[gap_blocks.Block] = []
-        before = self._acked + 1
-        for first, last in struct.iter_unpack("!HH", body[_SACK.size : _SACK.size + 4 * count]):
-            begin, end = self._acked + first, self._acked + last
-            if not before < begin <= end <= self._numbered:
-                return []
-            blocks.append((begin, end))
-            before = end + 1
-        return blocks
-
-    def _strike(self, blocks: list[gap_blocks.Block], newest: int) -> None:
-        """Count what is missing although something that left later arrived."""
-        for hole in gap_blocks.holes(blocks, self._acked + 1):
-            for number in hole:
-                chunk = self._sent[number]
-                if not chunk.flies or chunk.serial > newest:
-                    continue
-                chunk.misses += 1
-                if chunk.misses >= MISSED_TIMES:
-                    self._lands(chunk)
-                    heapq.heappush(self._again, number)
-                    if self._recovers_at is None:
-                        self._window.lost()
-                        self._recovers_at = self._numbered
-                        self._free_resend = True
-
-    def _lands(self, chunk: Outgoing) -> None:
-        if chunk.flies:
-            chunk.flies = False
-            self._flight_size -= len(chunk.user_data)
-
-    # Timers. T3 is one timer that looks at its deadline when it fires: moving it costs nothing.
-
-    def _arm_t3(self) -> None:
-        if self._t3_at is None or (self._t3_handle and self._t3_fires_at <= self._t3_at):
-            return
-        if self._t3_handle is not None:  # after a back-off the new deadline may be the earlier one
-            self._t3_handle.cancel()
-        self._t3_fires_at = self._t3_at
-        self._t3_handle = self._own_loop.call_at(self._t3_at, self._t3_expired)
-
-    def _t3_expired(self) -> None:
-        self._t3_handle = None
-        if self._t3_at is None or not self._sent:
-            self._t3_at = None
-            return
-        if self._t3_at > self._own_loop.time() + 1e-3:
-            self._arm_t3()
-            return
-        self._t3_failures += 1
-        if self._t3_failures > self.retransmission_limit:
-            _log.warning("association.gave_up", failures=self._t3_failures)
-            self._break_off(Breach.SILENCE)
-            return
-        self._rto = min(2 * self._rto, SCTP_RTO_MAX)
-        self._t3_at = self._own_loop.time() + self._rto
-        self._window.timed_out()
-        self._recovers_at = None
-        # All of it, also what the peer had reported: it may have thrown that away.
-        self._peer_gaps = []
-        for chunk in self._sent.values():
-            chunk.here = False
-            self._lands(chunk)
-        self._again = sorted(self._sent)
-        self._arm_t3()
-        self._flush_now()
 
     def _t1_expired(self) -> None:
         self._t1_handle = None
