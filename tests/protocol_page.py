@@ -21,6 +21,7 @@ from aegis_control.http.statuses import status_of
 from aegis_protocol.control_link import TO_AGENT, TO_CONTROL
 from aegis_protocol.errors import ErrorBody, ErrorReply
 from aegis_protocol.events import SIGNAL_EVENT
+from aegis_protocol.fleet_events import FLEET_EVENT, FLEET_TYPES
 from aegis_protocol.grant import GrantClaims
 from aegis_protocol.manifest import BuildInfo, Diagnostic, Manifest
 from aegis_protocol.rpc import METHODS, NOTIFICATIONS
@@ -170,7 +171,8 @@ def _http() -> Iterator[Told]:
                 yield _refusal(where.title, response)
             elif response.body.startswith("id:"):
                 for line in re.findall(r"^data: (.+)$", response.body, re.MULTILINE):
-                    yield read(where.title, SIGNAL_EVENT, line)
+                    of_stream = FLEET_EVENT if route.path == "/events" else SIGNAL_EVENT
+                    yield read(where.title, of_stream, line)
 
 
 def _refusal(where: str, response: Response) -> Told:
@@ -181,7 +183,7 @@ def _refusal(where: str, response: Response) -> Told:
 
 def _events() -> Iterator[Told]:
     for name, where in described("event").items():
-        yield _typed(name, where, SIGNAL_EVENT)
+        yield _typed(name, where, FLEET_EVENT if name in FLEET_TYPES else SIGNAL_EVENT)
 
 
 def _frames() -> Iterator[Told]:

@@ -252,8 +252,8 @@ async def test_the_counts_of_health_follow_what_lives(tmp: Path) -> None:
         grant = await b.running(client, agent)
         async with client.events(grant.job_id):
             sessions = (await client.ask("GET", "/health/sessions")).body
-            assert sessions == {"jobs": 1, "links": 1, "event_streams": 1}
-        await until(lambda: b.served.control.hub.listening == 0)
+            assert sessions == {"jobs": 1, "links": 1, "event_streams": 1, "sessions": 1}
+        await until(lambda: b.served.control.streams.count == 0)
         health = (await client.ask("GET", "/health")).body
         assert (health["status"], health["store"], health["agents_online"]) == ("ok", "ok", 1)
         assert abs(health["time"] - time.time()) < 5

@@ -336,7 +336,7 @@ async def test_one_job_has_a_bounded_number_of_listeners(tmp: Path) -> None:
         assert (answer.status, answer.error.code) == (429, "request.rate_limited")
         for stream in streams:
             stream.close()
-        await until(lambda: b.served.control.hub.listening == 0)
+        await until(lambda: b.served.control.streams.count == 0)
 
 
 async def test_turn_credentials_are_made_for_the_job_and_the_side(tmp: Path) -> None:

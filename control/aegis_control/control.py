@@ -14,6 +14,7 @@ from aegis_control.config import ControlConfig
 from aegis_control.deadlines import Deadlines, Graces
 from aegis_control.enrollment import Enrollment
 from aegis_control.explaining import Explaining
+from aegis_control.feed import Feed
 from aegis_control.fleet import FleetMirror
 from aegis_control.granting import Granting
 from aegis_control.hub import Hub
@@ -39,6 +40,7 @@ from aegis_control.store.database import Database
 from aegis_control.store.jobs import LIVE
 from aegis_control.store.listening import listen
 from aegis_control.store.mirror import Mirror
+from aegis_control.streams import Streams
 from aegis_control.watchdog import feed, watchdog_s
 
 _LOOPS_END_S: Final = 6.0
@@ -78,6 +80,8 @@ class Control:
     link_endpoint: LinkEndpoint
     deadlines: Deadlines
     auditor: Auditor
+    feed: Feed
+    streams: Streams
     changed: asyncio.Event
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     started_at: float = field(default_factory=time.time)
@@ -91,6 +95,7 @@ class Control:
         self.hub.notify_all()
         self.auditor.wake()
         self.others.wake()
+        self.feed.wake()
         self.link_endpoint.close()
 
 
@@ -118,6 +123,7 @@ async def running(
                     control.placement.run(control.ledger, control.stopping), name="placement"
                 ),
                 group.create_task(control.deadlines.run(control.stopping), name="deadlines"),
+                group.create_task(control.feed.run(control.stopping), name="events"),
                 group.create_task(control.auditor.run(control.stopping), name="audit"),
                 group.create_task(policy.run(database, control.stopping), name="policy"),
                 group.create_task(control.membership.run(control.stopping), name="membership"),
@@ -213,6 +219,8 @@ def wire(
         explaining=Explaining(database, keyring, issuer),
         membership=Membership(database, ledger, links, agent_records),
         signaling=Signaling(issuer, ledger, orders, granting, metrics),
+        feed=Feed(database),
+        streams=Streams(metrics),
         auditor=Auditor(database, issuer, keep_days=config.audit_keep_days),
         link_endpoint=LinkEndpoint(
             database,

@@ -30,7 +30,16 @@ from aegis_control.link.orders import Orders
 from aegis_control.link.registry import Links
 from aegis_control.log import get_logger
 from aegis_control.presence import Presence
-from aegis_control.store import agents, clock, events, idempotency, jobs, keys
+from aegis_control.store import (
+    agents,
+    clock,
+    events,
+    fleet_events,
+    idempotency,
+    jobs,
+    keys,
+    tickets,
+)
 from aegis_control.store.database import Database
 from aegis_control.store.jobs import LIVE, JobRecord
 from aegis_control.store.mirror import Mirror
@@ -193,6 +202,8 @@ class Deadlines:
         now_s = time.time()
         async with self._database.write() as conn:
             await events.forget(conn, before_s=now_s - _KEEP_EVENTS_S)
+            await fleet_events.forget(conn, before_s=now_s - _KEEP_EVENTS_S)
+            await tickets.forget(conn, now_s=now_s)
             await idempotency.forget(conn, now_s=now_s)
             await keys.forget_tokens(conn, before_s=now_s - _KEEP_TOKENS_S)
             await jobs.forget_ended(conn, before_s=now_s - _KEEP_JOBS_S)

@@ -140,7 +140,7 @@ class Fleet:
         return board.model_copy(update={"state": BoardState.HELD if held else BoardState.FREE})
 
 
-def _state(record: AgentRecord, link: Linked | None) -> tuple[AgentState, str]:
+def agent_state(record: AgentRecord, link: Linked | None) -> tuple[AgentState, str]:
     """
     What an operator ordered stands above what the agent says of itself.
 
@@ -191,7 +191,7 @@ def _idle(record: AgentRecord, link: Linked | None) -> AgentView:
     hello = record.hello
     if hello is None:
         return AgentView(record.id, record.name, AgentState.DISCONNECTED, "was never connected")
-    state, reason = _state(record, link)
+    state, reason = agent_state(record, link)
     return AgentView(
         id=record.id,
         name=record.name,

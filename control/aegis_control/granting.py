@@ -169,19 +169,11 @@ class Granting:
                     waiting=waiting,
                 )
             job_id = new_id()
-            await jobs.create(
-                change.conn,
-                job_id,
-                identity.id,
-                request,
-                decision.limits.placement,
-                now_s=change.now_s,
-            )
+            await change.create(job_id, identity.id, request, decision.limits.placement)
             if key is not None:
                 await idempotency.keep(
                     change.conn, identity.id, key, digest, job_id, now_s=change.now_s
                 )
-            change.wakes_placement = True
         log.info("job.created", job_id=job_id, identity=identity.id, target=request.target)
         return job_id
 

@@ -14,11 +14,6 @@ class Hub:
     def __init__(self) -> None:
         self._listeners: dict[str, set[asyncio.Event]] = defaultdict(set)
 
-    @property
-    def listening(self) -> int:
-        """How many listeners there are."""
-        return sum(len(events) for events in self._listeners.values())
-
     def listeners(self, job_id: str) -> int:
         return len(self._listeners[job_id]) if job_id in self._listeners else 0
 

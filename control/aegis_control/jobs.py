@@ -8,20 +8,24 @@ the agent and raises the attempt. Listeners and the scheduler wake when it is co
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from aegis_protocol.errors import AegisError, ErrorBody
-from aegis_protocol.events import Closed, SignalEvent, State
+from aegis_protocol.events import Assigned, Closed, SignalEvent, State
 from aegis_protocol.failures.http import JobCanceled, JobNotFound
+from aegis_protocol.http_api import GrantRequest
 from aegis_protocol.states import JobState, ended
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from aegis_control import announcements
 from aegis_control.bus import tell
+from aegis_control.fleet_news import tell_boards
 from aegis_control.log import get_logger
 from aegis_control.metrics import Metrics
-from aegis_control.store import audit, boards, events, jobs
+from aegis_control.store import audit, boards, jobs
+from aegis_control.store.announcing import announce, tell_owner
 from aegis_control.store.audit import Act
 from aegis_control.store.database import Database
 from aegis_control.store.jobs import JobRecord
@@ -38,6 +42,30 @@ class Change:
         self.moved: list[JobRecord] = []
         self.wakes_placement = False
         self._metrics = metrics
+        self._news: list[State | Assigned] = []
+        self._known: dict[str, JobRecord] = {}
+        self._available: set[str] = set()
+
+    async def create(
+        self,
+        job_id: str,
+        identity: str,
+        request: GrantRequest,
+        limits: Mapping[str, Sequence[str]],
+    ) -> None:
+        """Add a pending job, and tell those who look for work."""
+        await jobs.create(self.conn, job_id, identity, request, limits, now_s=self.now_s)
+        made = Act(
+            what="job.created",
+            who=identity,
+            job_id=job_id,
+            facts={"target": request.target, "project_key": request.project_key},
+        )
+        await audit.record(self.conn, made, now_s=self.now_s)
+        self._news.append(State(job_id=job_id, state=JobState.PENDING))
+        await tell(self.conn, "job", job_id)
+        self._available.add(job_id)
+        self.wakes_placement = True
 
     async def move(
         self,
@@ -57,17 +85,20 @@ class Change:
             body = JobCanceled("the job was canceled").body()
         if body is not None:
             values["error"] = body.model_dump(mode="json")
+        held: JobRecord | None = None
         if to is JobState.PENDING:
-            before = await jobs.get(self.conn, job_id)
+            held = await jobs.get(self.conn, job_id)
+            self._available.add(job_id)
             values |= {
                 "agent_id": None,
                 "boards": {},
                 "candidates": [],
-                "attempt": 1 if before is None else before.attempt + 1,
+                "attempt": 1 if held is None else held.attempt + 1,
                 "assigned_at": None,
             }
         record = await jobs.move(self.conn, job_id, to, now_s=self.now_s, **values)
         self.moved.append(record)
+        self._known[job_id] = record
         await self.tell(job_id, State(job_id=job_id, state=to, reasons=record.reasons))
         if ended(to):
             await self.tell(job_id, Closed(job_id=job_id, error=body))
@@ -75,12 +106,38 @@ class Change:
         if ended(to) or to is JobState.PENDING:
             await boards.release(self.conn, job_id)
             self.wakes_placement = True
+        if to is not JobState.RUNNING and to is not JobState.LOST:
+            await self._tell_boards(held or record)
         return record
 
     async def tell(self, job_id: str, event: SignalEvent) -> None:
         """Keep `event` for the job's owner."""
-        await events.add(self.conn, job_id, event, now_s=self.now_s)
-        await tell(self.conn, "job", job_id)
+        await tell_owner(self.conn, job_id, event, now_s=self.now_s)
+        if isinstance(event, State | Assigned):
+            self._news.append(event)
+
+    async def _tell_boards(self, job: JobRecord) -> None:
+        """Tell how the boards are that the job took, or that it had."""
+        if job.boards and job.agent_id is not None:
+            await tell_boards(self.conn, job.agent_id, job.boards, now_s=self.now_s)
+
+    async def announce(self) -> None:
+        """Tell on `GET /events` what was told of jobs; call it when the jobs are as they stay."""
+        unknown = [news.job_id for news in self._news if news.job_id not in self._known]
+        if unknown:
+            self._known |= await jobs.open_ones(self.conn, unknown)
+        for news in self._news:
+            job = self._known.get(news.job_id)
+            if job is None:
+                continue
+            if isinstance(news, Assigned):
+                await announce(self.conn, announcements.assigned(job, news), now_s=self.now_s)
+                continue
+            await announce(self.conn, announcements.job_state(job, news), now_s=self.now_s)
+            if job.id in self._available:
+                self._available.discard(job.id)
+                for found in announcements.available(job):
+                    await announce(self.conn, found, now_s=self.now_s)
 
 
 class Jobs:
@@ -99,6 +156,7 @@ class Jobs:
         async with self._database.write() as conn:
             change = Change(conn, self._metrics)
             yield change
+            await change.announce()
         for record in change.moved:
             self._metrics.job_moves.labels(state=record.state).inc()
             error = record.error or {}

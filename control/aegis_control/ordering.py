@@ -16,6 +16,7 @@ from aegis_protocol.failures.http import AgentNotFound, AgentOffline, AgentQuara
 from aegis_protocol.states import JobState, Order
 
 from aegis_control.bus import tell
+from aegis_control.fleet_news import tell_agents
 from aegis_control.jobs import Change, Jobs
 from aegis_control.link.orders import Orders
 from aegis_control.log import get_logger
@@ -88,6 +89,7 @@ class Ordering:
             act = Act(what=what, agent_id=after.id, facts=facts)
             await audit.record(change.conn, act, now_s=change.now_s)
             await tell(change.conn, "agent", after.id)
+            await tell_agents(change.conn, [after.id], now_s=change.now_s)
         told = await self._tell(after, taken_back, now_s=change.now_s)
         log.info(what, agent_id=after.id, name=after.name, reason=after.ordered_reason, told=told)
         return after

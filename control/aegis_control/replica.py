@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -22,6 +23,7 @@ from aegis_protocol.failures.http import Unavailable
 from sqlalchemy.exc import DBAPIError
 
 from aegis_control.bus import tell
+from aegis_control.fleet_news import tell_agents
 from aegis_control.hub import set_within
 from aegis_control.jobs import Change, Jobs
 from aegis_control.link.registry import Links
@@ -83,6 +85,7 @@ class Replica:
                 gone = await replicas.leave(conn, self.id, now_s=await clock.now_s(conn))
                 for agent_id in gone:
                     await tell(conn, "link", agent_id)
+                await tell_agents(conn, gone, now_s=time.time())
         except DBAPIError as exc:  # the others will find out
             log.error("store.failed", detail=str(exc.orig))  # noqa: TRY400
 
@@ -132,7 +135,9 @@ class Replica:
 
     async def _tell_gone(self, change: Change, agent_ids: Iterable[str]) -> None:
         """Tell the clients of these agents' jobs that they have no link any more."""
-        for agent_id in agent_ids:
+        gone_ids = tuple(agent_ids)
+        await tell_agents(change.conn, gone_ids, now_s=change.now_s)
+        for agent_id in gone_ids:
             await tell(change.conn, "link", agent_id)
             gone = AgentGone("the agent lost its link to control", agent_id=agent_id)
             for job in await jobs.in_states(change.conn, LIVE, agent_id=agent_id):

@@ -18,10 +18,10 @@ from aegis_protocol.states import JobState
 
 
 class Connected(Wire):
-    """The stream is open; `time` is control's clock."""
+    """The stream is open; `time` is control's clock. job_id: of a job's stream."""
 
     type: Literal["connected"] = "connected"
-    job_id: Id
+    job_id: Id | None = None
     time: UnixSeconds
 
 
@@ -78,13 +78,19 @@ class Closed(Wire):
     error: ErrorBody | None = None
 
 
+class Reset(Wire):
+    """What was missed is not kept any more; what is true now follows."""
+
+    type: Literal["reset"] = "reset"
+
+
 class KeepAlive(Wire):
     type: Literal["keepalive"] = "keepalive"
     time: UnixSeconds
 
 
 SignalEvent: TypeAlias = Annotated[
-    Connected | State | Assigned | Answer | Candidate | Rejected | Closed | KeepAlive,
+    Connected | State | Assigned | Answer | Candidate | Rejected | Closed | Reset | KeepAlive,
     Field(discriminator="type"),
 ]
 SIGNAL_EVENT: Final[TypeAdapter[SignalEvent]] = TypeAdapter(SignalEvent)

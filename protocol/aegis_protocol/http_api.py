@@ -142,6 +142,20 @@ class IceCandidate(Wire):
     sdpMLineIndex: int | None = Field(default=None, ge=0, le=64)
 
 
+class TicketRequest(Wire):
+    """`POST /events/ticket`. job_id: for this job's stream; without it for `GET /events`."""
+
+    job_id: Id | None = None
+
+
+class TicketMade(Wire):
+    """Serves once, for `stream?ticket=…`, until it expires."""
+
+    ticket: str
+    stream: str
+    expires_at: UnixSeconds
+
+
 class Health(Wire):
     status: Literal["ok", "draining", "error"]
     version: str

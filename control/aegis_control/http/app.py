@@ -19,6 +19,7 @@ from aegis_protocol.failures.http import (
     NotFound,
     OriginRefused,
     RateLimited,
+    TicketWrong,
     TooLarge,
     Unavailable,
 )
@@ -33,6 +34,7 @@ from aegis_control.http.auth import presented_key, remote_address
 from aegis_control.http.cors import Origins
 from aegis_control.http.route import Call, Reply, Route
 from aegis_control.http.statuses import RETRY_AFTER_S, status_of
+from aegis_control.http.tickets import ticket_holder
 from aegis_control.identity import Identity
 from aegis_control.keyring import UNKNOWN
 from aegis_control.log import get_logger
@@ -107,7 +109,11 @@ async def _call(control: Control, route: Route, request: web.Request, door: Door
     if door is None and (route.role is not None or route.proves):
         control.rates.before_secret(request[_ADDRESS])
     if identity is None and route.role is not None:
-        identity = await control.keyring.identify(presented_key(request))
+        ticket = request.query.get("ticket") if route.streams else None
+        if ticket is None:
+            identity = await control.keyring.identify(presented_key(request))
+        else:
+            identity = await ticket_holder(control, request, ticket)
         structlog.contextvars.bind_contextvars(identity=identity.id)
         control.rates.count_key(identity.id)
     if identity is not None and route.role is not None:
@@ -246,7 +252,7 @@ def _is_guess(error: AegisError) -> bool:
     match error:
         case KeyWrong():
             return error.facts.get("reason") == UNKNOWN
-        case EnrollRefused() | GrantInvalid():
+        case EnrollRefused() | GrantInvalid() | TicketWrong():
             return True
         case _:
             return False

@@ -64,7 +64,7 @@ async def health_sessions(control: Control, call: Call) -> Reply:
             jobs=sum(counts[state] for state in LIVE),
             sessions=open_sessions,
             links=len(control.links.all()),
-            event_streams=control.hub.listening,
+            event_streams=control.streams.count,
         )
     )
 

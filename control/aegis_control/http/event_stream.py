@@ -20,17 +20,19 @@ from aegis_protocol.events import (
     Closed,
     Connected,
     KeepAlive,
+    Reset,
     SignalEvent,
     State,
 )
 from aegis_protocol.failures.agent import AgentGone
-from aegis_protocol.failures.http import BadRequest, RateLimited
+from aegis_protocol.failures.http import RateLimited
 from aegis_protocol.states import ended
-from aiohttp import hdrs, web
+from aiohttp import web
 from sqlalchemy.exc import DBAPIError
 
 from aegis_control.control import Control
 from aegis_control.http.route import Call
+from aegis_control.http.sse import ReaderGone, Sse, event_text, last_event_id
 from aegis_control.hub import set_within
 from aegis_control.log import get_logger
 from aegis_control.store import agents, events, jobs
@@ -39,11 +41,6 @@ from aegis_control.store.jobs import LIVE, JobRecord
 
 log = get_logger("events")
 
-HEADERS: Final = {
-    hdrs.CONTENT_TYPE: "text/event-stream; charset=utf-8",
-    hdrs.CACHE_CONTROL: "no-store",
-    "X-Accel-Buffering": "no",
-}
 MAX_STREAMS_PER_JOB: Final = 16
 
 _BATCH: Final = 100
@@ -51,43 +48,35 @@ _RECENT_S: Final = 60.0
 _SIGNALS: Final = ("answer", "candidate", "rejected")
 _LOOK_S: Final = 1.0
 """How soon a listener that left is noticed."""
-_WRITE_S: Final = 20.0
 
 
 async def job_events(control: Control, call: Call) -> web.StreamResponse:
     """Serve the events of a job of the caller's until it is over or the caller leaves."""
     job = await control.ledger.owned(call.path("job_id"), call.identity.id)
-    cursor = _last_event_id(call.request)
+    cursor = last_event_id(call.request)
     if control.hub.listeners(job.id) >= MAX_STREAMS_PER_JOB:
         raise RateLimited(f"the job has {MAX_STREAMS_PER_JOB} listeners already", retry_after_s=5)
-    response = web.StreamResponse(headers=HEADERS)
-    response.headers[hdrs.CONNECTION] = "keep-alive"
-    stream = _Stream(control, job.id, call.request, response)
-    control.metrics.event_streams.inc()
-    try:
-        with control.hub.listen(job.id) as changed:
-            await response.prepare(call.request)
-            try:
-                await stream.begin(cursor)
-                await stream.go_on(changed)
-            except (ConnectionError, TimeoutError):
-                log.debug("stream.broken", job_id=job.id)
-            except DBAPIError as exc:
-                log.error("store.failed", detail=str(exc.orig))  # noqa: TRY400
-    finally:
-        control.metrics.event_streams.dec()
-        control.presence.seen(job.id)
-    return response
+    sse = Sse(call.request)
+    stream = _Stream(control, job.id, sse)
+    with control.streams.one_more(call.identity.id), control.hub.listen(job.id) as changed:
+        try:
+            await sse.open()
+            await stream.begin(cursor)
+            await stream.go_on(changed)
+        except ReaderGone:
+            log.debug("stream.broken", job_id=job.id)
+        except DBAPIError as exc:
+            log.error("store.failed", detail=str(exc.orig))  # noqa: TRY400
+        finally:
+            control.presence.seen(job.id)
+    return sse.response
 
 
 class _Stream:
-    def __init__(
-        self, control: Control, job_id: str, request: web.Request, response: web.StreamResponse
-    ) -> None:
+    def __init__(self, control: Control, job_id: str, sse: Sse) -> None:
         self._control = control
         self._job_id = job_id
-        self._request = request
-        self._response = response
+        self._sse = sse
         self._cursor = 0
 
     async def begin(self, cursor: int | None) -> None:
@@ -103,12 +92,19 @@ class _Stream:
             recent = await events.since(
                 conn, self._job_id, _SIGNALS, since_s=time.time() - _RECENT_S, limit=_BATCH
             )
-        if cursor is not None:
+            lost = (
+                cursor is not None
+                and job is not None
+                and await events.is_lost(conn, cursor, since_s=job.created_at)
+            )
+        if cursor is not None and not lost:
             self._cursor = min(cursor, head)
             await self._write(Connected(job_id=self._job_id, time=time.time()), self._cursor)
             return
         first = recent[0].id - 1 if recent else head
         await self._write(Connected(job_id=self._job_id, time=time.time()), first)
+        if lost:
+            await self._write(Reset(), None)
         if job is not None:
             await self._snapshot(job, None if agent is None else agent.name)
         await self._write_stored(recent)
@@ -130,7 +126,7 @@ class _Stream:
             if job is None or ended(job.state):
                 return
             while not changed.is_set() and not self._control.stopping.is_set():
-                if self._request.transport is None or self._request.transport.is_closing():
+                if self._sse.left:
                     return
                 if time.monotonic() - quiet_since >= self._control.config.keepalive_s:
                     await self._write(KeepAlive(time=time.time()), None)
@@ -156,17 +152,4 @@ class _Stream:
             await self._write(SIGNAL_EVENT.validate_python(event.data), event.id)
 
     async def _write(self, event: SignalEvent, event_id: int | None) -> None:
-        lines = [f"event: {event.type}", f"data: {event.model_dump_json()}", "", ""]
-        if event_id is not None:
-            lines.insert(0, f"id: {event_id}")
-        async with asyncio.timeout(_WRITE_S):
-            await self._response.write("\n".join(lines).encode())
-
-
-def _last_event_id(request: web.Request) -> int | None:
-    text = request.headers.get("Last-Event-ID")
-    if text is None or text == "":
-        return None
-    if not text.isascii() or not text.isdigit() or len(text) > 18:
-        raise BadRequest("Last-Event-ID: the id of an event of this stream", field="Last-Event-ID")
-    return int(text)
+        await self._sse.write(event_text(event, event.type, event_id))

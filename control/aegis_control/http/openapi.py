@@ -17,6 +17,7 @@ _PARAMETER: Final = re.compile(r"\{(\w+)\}")
 _MEDIA: Final = {
     "/metrics": "text/plain",
     "/signaling/{job_id}/events": "text/event-stream",
+    "/events": "text/event-stream",
     "/openapi.json": "application/json",
 }
 

@@ -39,6 +39,8 @@ from aegis_protocol.http_api import (
     PolicyShown,
     RevokeAgentRequest,
     SessionList,
+    TicketMade,
+    TicketRequest,
     TokenVerdict,
     VerifyTokenRequest,
     WhoAmI,
@@ -49,13 +51,16 @@ from aegis_control.http import (
     agent_orders,
     audit,
     endpoints,
+    event_filter,
     openapi,
     policy,
     services,
     sessions,
     status,
+    tickets,
 )
 from aegis_control.http.event_stream import job_events
+from aegis_control.http.fleet_stream import fleet_events
 from aegis_control.http.route import Call, Query, Reply, Route
 
 _OK: Final = HTTPStatus.OK
@@ -168,8 +173,28 @@ ROUTES: Final[tuple[Route, ...]] = (
         job_events,
         "The job's events (server-sent), for its owner.",
         role=Role.VIEWER,
+        queries=(event_filter.TICKET,),
         gives={_OK: None},
         streams=True,
+    ),
+    Route(
+        "GET",
+        "/events",
+        fleet_events,
+        "Events of agents, boards and jobs (server-sent), as far as the key may see them.",
+        role=Role.VIEWER,
+        queries=event_filter.QUERIES,
+        gives={_OK: None},
+        streams=True,
+    ),
+    Route(
+        "POST",
+        "/events/ticket",
+        tickets.make_ticket,
+        "A ticket that opens one stream once, within 30 s, for clients that can't set headers.",
+        role=Role.VIEWER,
+        takes=TicketRequest,
+        gives={_CREATED: TicketMade},
     ),
     Route(
         "GET",

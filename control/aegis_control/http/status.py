@@ -50,7 +50,7 @@ async def status(control: Control, call: Call) -> Reply:
             agents=dict(agents),
             jobs=open_jobs,
             links=len(control.links.all()),
-            event_streams=control.hub.listening,
+            event_streams=control.streams.count,
             file_limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
             resident_bytes=_resident_bytes(),
             slow_ms=control.config.slow_ms,

@@ -18,6 +18,7 @@ STATUS: Final[Mapping[str, HTTPStatus]] = MappingProxyType(
         "link.too_many_candidates": HTTPStatus.BAD_REQUEST,
         "auth.key_missing": HTTPStatus.UNAUTHORIZED,
         "auth.key_wrong": HTTPStatus.UNAUTHORIZED,
+        "auth.ticket_wrong": HTTPStatus.UNAUTHORIZED,
         "grant.invalid": HTTPStatus.UNAUTHORIZED,
         "grant.unknown_issuer": HTTPStatus.UNAUTHORIZED,
         "grant.not_yet_valid": HTTPStatus.UNAUTHORIZED,

@@ -36,6 +36,7 @@ from sqlalchemy.exc import DBAPIError
 from aegis_control.acting import acting
 from aegis_control.bus import tell
 from aegis_control.config import Network
+from aegis_control.fleet_news import tell_agents, tell_boards
 from aegis_control.http.auth import remote_address
 from aegis_control.issuer import Issuer
 from aegis_control.jobs import Jobs
@@ -267,6 +268,8 @@ class LinkEndpoint:
         async with self._ledger.change() as change:
             for job in await jobs.in_states(change.conn, LIVE, agent_id=link.agent_id):
                 await change.tell(job.id, State(job_id=job.id, state=job.state))
+            await tell_agents(change.conn, [link.agent_id], now_s=change.now_s)
+            await tell_boards(change.conn, link.agent_id, now_s=change.now_s)
 
     async def _tell_gone(self, agent_id: str, name: str, *, epoch: int | None) -> None:
         """
@@ -283,6 +286,7 @@ class LinkEndpoint:
             ):
                 return
             await tell(change.conn, "link", agent_id)
+            await tell_agents(change.conn, [agent_id], now_s=change.now_s)
             for job in await jobs.in_states(change.conn, LIVE, agent_id=agent_id):
                 await change.tell(job.id, Closed(job_id=job.id, error=gone.body()))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final, assert_never
 
 from aegis_protocol.control_link import (
@@ -23,6 +24,7 @@ from aegis_protocol.failures.http import BadRequest
 from aegis_protocol.states import IllegalMove, JobState, ended
 
 from aegis_control.bus import tell
+from aegis_control.fleet_news import different, tell_agents, tell_boards
 from aegis_control.jobs import Change, Jobs
 from aegis_control.link import claims
 from aegis_control.link.greeting import quarantine
@@ -83,8 +85,9 @@ class Frames:
             case JobMoved():
                 await self._moved(link, frame)
             case BoardsChanged():
+                changed = different(link.boards, frame.boards)
                 link.boards = frame.boards
-                await self._publish(link)
+                await self._publish(link, boards=changed)
             case Facts():
                 await self._claimed(link, frame)
             case Status():
@@ -98,12 +101,16 @@ class Frames:
             case _:
                 assert_never(frame)
 
-    async def _publish(self, link: Link) -> None:
-        """Let this replica and the others know what the agent said of itself."""
+    async def _publish(self, link: Link, *, boards: Collection[str] | None = None) -> None:
+        """Let this replica and the others know what the agent said of itself (or of `boards`)."""
         self._links.changed()
         async with self._jobs.change() as change:
             await agent_links.tell_facts(change.conn, link.agent_id, link.epoch, link.facts())
             await tell(change.conn, "link", link.agent_id)
+            if boards is None:
+                await tell_agents(change.conn, [link.agent_id], now_s=change.now_s)
+            else:
+                await tell_boards(change.conn, link.agent_id, boards, now_s=change.now_s)
 
     async def _relay(
         self, link: Link, frame: SignalAnswer | SignalCandidate | JobRejected, event: SignalEvent
@@ -136,7 +143,7 @@ class Frames:
     async def _moved(self, link: Link, frame: JobMoved) -> None:
         if frame.project_key is not None and frame.project_key not in link.warm:
             link.warm |= {frame.project_key}
-            await self._publish(link)
+            await self._publish(link, boards=())
         if frame.state not in _AGENTS_MOVES:
             _refused(link, frame.job_id, frame.type, f"an agent can't move a job to {frame.state}")
             return

@@ -23,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from aegis_control.bus import Bus, Word, take_words
 from aegis_control.log import get_logger
 from aegis_control.store import migrate, sqlite_driver
+from aegis_control.store.announcing import forget_announced, write_announced
 from aegis_control.store.engine import WRITES, make_engine, make_patient_engine
 from aegis_control.store.failures import SchemaNewer, StoreUnusable
 from aegis_control.store.migrate import Schema
@@ -104,8 +105,10 @@ class Database:
         began = time.monotonic()
         async with self._turn, _connected(self._writing) as conn:
             take_words(conn)  # of one that was rolled back on this connection
+            forget_announced(conn)
             async with conn.begin():
                 yield conn
+                await write_announced(conn)
                 words = take_words(conn)
                 await self._tell_others(conn, words)
         self.timed("write", time.monotonic() - began)

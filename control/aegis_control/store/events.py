@@ -65,6 +65,13 @@ async def head(conn: AsyncConnection, job_id: str) -> int:
     return (await conn.execute(statement)).scalar_one() or 0
 
 
+async def is_lost(conn: AsyncConnection, cursor: int, *, since_s: float) -> bool:
+    """Tell whether events after `cursor`, of a job made at `since_s`, may have been forgotten."""
+    oldest = select(job_events.c.id, job_events.c.at).order_by(job_events.c.id).limit(1)
+    row = (await conn.execute(oldest)).one_or_none()
+    return row is not None and cursor < row.id - 1 and since_s < row.at
+
+
 async def forget(conn: AsyncConnection, *, before_s: float) -> int:
     """Delete events older than `before_s`; returns how many."""
     return (await conn.execute(delete(job_events).where(job_events.c.at < before_s))).rowcount

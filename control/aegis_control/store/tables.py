@@ -201,6 +201,29 @@ job_events: Final = Table(
     sqlite_autoincrement=True,
 )
 
+fleet_events: Final = Table(
+    "fleet_events",
+    metadata,
+    Column("id", _SERIAL, primary_key=True, autoincrement=True),
+    Column("type", String(32), nullable=False),
+    Column("at", Double, nullable=False, index=True),
+    Column("identity", String(80)),
+    Column("targets", JSON, nullable=False),
+    Column("project_key", String(80)),
+    Column("board_id", String(80)),
+    Column("data", JSON, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+event_tickets: Final = Table(
+    "event_tickets",
+    metadata,
+    Column("digest", LargeBinary, primary_key=True),
+    Column("identity", JSON, nullable=False),
+    Column("stream", String(200), nullable=False),
+    Column("expires_at", Double, nullable=False, index=True),
+)
+
 idempotency: Final = Table(
     "idempotency",
     metadata,

@@ -28,6 +28,11 @@ class KeysDiffer(AegisError):
     remedy = "Send the key once: as `Authorization: Bearer` or as `X-API-Key`."
 
 
+class TicketWrong(AegisError):
+    code = "auth.ticket_wrong"
+    remedy = "Ask for a new one with `POST /events/ticket`; a ticket serves once, within 30 s."
+
+
 class RoleInsufficient(AegisError):
     code = "role.insufficient"
     remedy = "Ask an operator for a key with a higher role (`aegis-control keys create --role`)."

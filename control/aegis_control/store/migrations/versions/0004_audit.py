@@ -51,6 +51,29 @@ def upgrade() -> None:
     )
     op.create_index("ix_audit_heads_kind_seq", "audit_heads", ["kind", "seq"])
     _guard()
+    op.create_table(
+        "fleet_events",
+        sa.Column("id", _SERIAL, nullable=False, autoincrement=True),
+        sa.Column("type", sa.String(32), nullable=False),
+        sa.Column("at", sa.Double, nullable=False),
+        sa.Column("identity", sa.String(80)),
+        sa.Column("targets", sa.JSON, nullable=False),
+        sa.Column("project_key", sa.String(80)),
+        sa.Column("board_id", sa.String(80)),
+        sa.Column("data", sa.JSON, nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_fleet_events"),
+        sqlite_autoincrement=True,
+    )
+    op.create_index("ix_fleet_events_at", "fleet_events", ["at"])
+    op.create_table(
+        "event_tickets",
+        sa.Column("digest", sa.LargeBinary, nullable=False),
+        sa.Column("identity", sa.JSON, nullable=False),
+        sa.Column("stream", sa.String(200), nullable=False),
+        sa.Column("expires_at", sa.Double, nullable=False),
+        sa.PrimaryKeyConstraint("digest", name="pk_event_tickets"),
+    )
+    op.create_index("ix_event_tickets_expires_at", "event_tickets", ["expires_at"])
 
 
 _UNPRUNED = "SELECT coalesce(max(seq), 0) FROM audit_heads WHERE kind = 'checkpoint'"
