@@ -8,9 +8,12 @@ import struct
 import pytest
 from aegis_links.certificate import Certificate
 from aegis_links.fast import early_setup
+from aegis_links.fast.guard import is_fast
 from aegis_links.peer_link import PeerLink
 from aegis_links.session_description import MAX_REMOTE_CHANNELS, read_description
 from aegis_protocol.channels import STREAM_IDS, ChannelName
+from aegis_protocol.fingerprint import check_sdp
+from aiortc import RTCConfiguration, RTCDataChannel, RTCPeerConnection, RTCSessionDescription
 from aiortc.rtcsctptransport import Chunk, HeartbeatChunk, parse_packet
 from linked_peers import ALL, linked_peers
 from waiting import until
@@ -36,6 +39,39 @@ async def test_granted_channels_are_named_in_both_descriptions_and_open_on_their
 
 def without(lines: str | tuple[str, ...], sdp: str) -> str:
     return "".join(line for line in sdp.splitlines(keepends=True) if not line.startswith(lines))
+
+
+@pytest.mark.parametrize("fast", ["on", "off"])
+async def test_a_peer_that_copies_the_offer_into_its_answer_has_agreed_to_nothing(
+    fast: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As libdatachannel does with what it does not know."""
+    monkeypatch.setenv("AEGIS_FAST_LINKS", fast)
+    is_fast.cache_clear()
+    stock = RTCPeerConnection(RTCConfiguration(iceServers=[]))
+    opened: dict[str, RTCDataChannel] = {}
+    stock.on("datachannel", lambda channel: opened.update({channel.label: channel}))
+    try:
+        async with PeerLink.offering(Certificate.generate(), channels={ESPCTL, PTY}) as link:
+            await stock.setRemoteDescription(RTCSessionDescription(link.offer_sdp, "offer"))
+            await stock.setLocalDescription(await stock.createAnswer())
+            copied = [
+                line
+                for line in link.offer_sdp.splitlines(keepends=True)
+                if line.startswith(("a=dcmap", "a=sctp-init"))
+            ]
+            answer = without(
+                ("a=fingerprint:sha-384", "a=fingerprint:sha-512"), stock.localDescription.sdp
+            ) + "".join(copied)
+            await link.accept_answer(answer, expected_fingerprint=check_sdp(answer))
+            await link.opened(10)
+            await link.channel(PTY).send(b"heard")
+            await until(lambda: {"espctl", "pty"} <= set(opened))
+            opened["pty"].send(b"answered")
+            assert await link.channel(PTY).receive() == b"answered"
+    finally:
+        await stock.close()
+        is_fast.cache_clear()
 
 
 @pytest.mark.parametrize(

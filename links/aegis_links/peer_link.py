@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -151,7 +152,7 @@ class PeerLink:
                 "offer",
                 dtls_role="auto",
                 mid="0",
-                channels={name: STREAM_IDS[name] for name in link._channels},
+                channels=link._proposed(),
             )
             yield link
 
@@ -215,6 +216,9 @@ class PeerLink:
             raise SdpInvalid("An answer says who begins: `a=setup` is active or passive.")
         if self.state is not LinkState.NEW:
             raise SdpInvalid(f"An answer came while the link was {self.state}.")
+        if remote.sctp_init == self._transport.association.early_init:
+            # Some peers copy into their answer whatever they do not know: that agrees to nothing.
+            remote = replace(remote, channels={}, sctp_init="")
         self._transport.agree(remote)
         self._connect(remote, "server" if remote.dtls_role == "client" else "client")
 
@@ -326,6 +330,12 @@ class PeerLink:
             if self._offering or name in agreed:
                 channel.attach(self._transport.open_channel(name, agreed.get(name)))
         self._tasks.start(self._live(remote, role), "link life")
+
+    def _proposed(self) -> dict[ChannelName, int]:
+        """The streams that an offer names: none where a copy of it could not be told apart."""
+        if not self._transport.association.early_init:
+            return {}
+        return {name: STREAM_IDS[name] for name in self._channels}
 
     def _agreed(self, remote: RemoteDescription) -> dict[ChannelName, int]:
         """The channels whose streams are known without a word about them on the connection."""
