@@ -36,7 +36,7 @@ def quiet() -> Iterator[None]:
 
 
 async def test_status_tells_of_the_process_the_store_the_agents_and_the_jobs(tmp: Path) -> None:
-    async with bench(tmp / "s") as b:
+    async with bench(tmp / "s", slow_ms=600_000) as b:
         agent = await b.agent("lab", boards=(board("p4-1"),))
         client = b.client()
         await b.running(client, agent, boards=[{"id": "p4-1"}])
@@ -50,7 +50,7 @@ async def test_status_tells_of_the_process_the_store_the_agents_and_the_jobs(tmp
         "sqlite, tables of revision",
         "1 online",
         "1 pending, 1 running",
-        "none over 500 ms",
+        "none over 600000 ms",
     ):
         assert word in shown.out, shown.out
     assert data["pid"] == os.getpid()

@@ -10,6 +10,7 @@ import pytest
 from aegis_control.scheduler import (
     AgentView,
     Decision,
+    KnownCapability,
     Leased,
     WaitingJob,
     decide,
@@ -323,3 +324,18 @@ def test_a_thousand_jobs_and_a_hundred_agents_are_decided_in_one_go() -> None:
     for match in found.matches:
         by_user[f"u{int(match.job_id) % 7}"] += 1
     assert max(by_user.values()) - min(by_user.values()) <= 1
+
+
+def test_what_is_known_of_agents_saves_time_and_changes_nothing() -> None:
+    known = KnownCapability()
+    lab = agent("lab", targets=frozenset({"esp32"}))
+    asked = job(target="esp32")
+    for views in (
+        [lab],
+        [lab],
+        [replace(lab, slots_free=0)],
+        [replace(lab, targets=frozenset({"esp32c3"}))],
+        [replace(lab, state=AgentState.PAUSED, reason="full")],
+        [lab, agent("other", targets=frozenset({"esp32"}))],
+    ):
+        assert decide([asked], views, {}, known=known) == decide([asked], views, {})

@@ -19,7 +19,7 @@ from aegis_control.key_limits import max_jobs
 from aegis_control.log import get_logger
 from aegis_control.metrics import Metrics
 from aegis_control.policy.weighing import AGENT_KINDS
-from aegis_control.scheduler import Match, WaitingJob, decide
+from aegis_control.scheduler import KnownCapability, Match, WaitingJob, decide
 from aegis_control.store import boards, jobs
 from aegis_control.store.database import Database
 from aegis_control.store.jobs import JobRecord
@@ -49,6 +49,7 @@ class Placement:
         self._open_jobs = open_jobs
         self._metrics = metrics
         self._changed = changed
+        self._known = KnownCapability()
         self._upcoming: asyncio.Future[None] | None = None
 
     async def settle(self) -> bool:
@@ -89,7 +90,7 @@ class Placement:
             return
         fleet = await self._fleet.now()
         queue = [waiting(job) for job in pending]
-        decision = decide(queue, fleet.views(), fleet.load(), now_s=time.time())
+        decision = decide(queue, fleet.views(), fleet.load(), now_s=time.time(), known=self._known)
         names = {record.id: record.name for record in fleet.records}
         for match in decision.matches:
             await self._assign(ledger, match, names[match.agent_id])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from itertools import islice
 from typing import Final, TypeAlias
 
@@ -17,7 +18,7 @@ from aegis_protocol.http_api import Reason
 
 from aegis_control.scheduler.agent_set import AgentSet, by_key, members
 from aegis_control.scheduler.board_choice import BoardChoice
-from aegis_control.scheduler.capability import Capability
+from aegis_control.scheduler.capability import Capability, KnownCapability
 from aegis_control.scheduler.objections import NO_AGENT, Objection, Objections
 from aegis_control.scheduler.order import in_turn, waited_s
 from aegis_control.scheduler.room import Room
@@ -34,14 +35,17 @@ def decide(
     load: Mapping[str, int],
     *,
     now_s: float = 0.0,
+    known: KnownCapability | None = None,
 ) -> Decision:
     """
     Match jobs with agents, and say of each other job why it waits.
 
     load   how many jobs each identity has on agents already
     now_s  unix seconds: how long each job has waited counts from there
+    known  what agents can do, as of the last decision; it saves time, and changes nothing
     """
-    desk = _Desk(sorted(agents, key=lambda view: (view.name, view.id)), load)
+    views = sorted(agents, key=lambda view: (view.name, view.id))
+    desk = _Desk(views, load, (known or KnownCapability()).of(views))
     matches: list[Match] = []
     reasons: dict[str, tuple[Reason, ...]] = {}
     for job in in_turn(waiting, load, now_s=now_s):
@@ -78,19 +82,27 @@ def _shape(job: WaitingJob) -> _Shape:
 class _Desk:
     """One decision while it is made. views: sorted by name."""
 
-    def __init__(self, views: Sequence[AgentView], load: Mapping[str, int]) -> None:
+    def __init__(
+        self, views: Sequence[AgentView], load: Mapping[str, int], capability: Capability
+    ) -> None:
         self._views = views
         self._everybody: AgentSet = (1 << len(views)) - 1
-        self._capability = Capability(views)
+        self._capability = capability
         self._room = Room(views)
-        self._boards = BoardChoice(views)
-        self._warm = by_key(views, lambda view: view.warm)
         self._words = Objections([view.name for view in views])
         self._load: dict[str, int] = defaultdict(int, load)
         self._may_keep = min(_MOST_KEPT, max(1, len(views) // 4))
         self._capables: dict[_Asked, tuple[dict[Objection, AgentSet], AgentSet]] = {}
         self._failed: dict[_Shape, tuple[Reason, ...]] = {}
         """What jobs of this shape were told since something was taken last."""
+
+    @cached_property
+    def _boards(self) -> BoardChoice:
+        return BoardChoice(self._views)
+
+    @cached_property
+    def _warm(self) -> Mapping[str, AgentSet]:
+        return by_key(self._views, lambda view: view.warm)
 
     def place(self, job: WaitingJob) -> Match | tuple[Reason, ...]:
         """Give the job the best agent that fits, or say what is in the way at each."""
@@ -117,7 +129,8 @@ class _Desk:
             entangled[boards] |= 1 << best
         against = defaultdict(int, known)
         left = self._without(self._room.objections(job), capable, against)
-        self._without(self._boards.objections(job, left), left, against)
+        if job.boards:
+            self._without(self._boards.objections(job, left), left, against)
         for why, agents in entangled.items():
             against[why] |= agents
         self._failed[shape] = reasons = self._words.told(against)
@@ -163,7 +176,8 @@ class _Desk:
         fitting = (self._views[other].id for other in members(others) if self._fits(other, job))
         candidates = tuple(islice(fitting, _MAX_CANDIDATES))
         self._room.take(place, job)
-        self._boards.take(place, boards)
+        if boards:
+            self._boards.take(place, boards)
         self._load[job.identity] += 1
         self._failed.clear()
         return Match(job.id, self._views[place].id, boards, candidates)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 
 from aegis_control.scheduler.agent_set import AgentSet, by_key, first, of
 from aegis_control.scheduler.objections import Objection
@@ -18,14 +19,23 @@ class Room:
         self._slots = [view.slots_free for view in views]
         self._cpu = _Amounts([view.cpu_free for view in views])
         self._mb = _Amounts([view.memory_free_mb for view in views])
-        self._all_cpu = _Amounts([view.cpu_cores for view in views])
-        self._all_mb = _Amounts([view.memory_mb for view in views])
         self._with_slot = of([place for place, free in enumerate(self._slots) if free > 0])
-        self._by_slots = by_key(views, lambda view: (view.slots,))
         self._by_share: dict[float, AgentSet] = defaultdict(int)
         self._by_share.update(by_key(views, lambda view: (_share(view, view.slots_free),)))
         self.kept: AgentSet = 0
         """Those that are kept for a job that has waited long."""
+
+    @cached_property
+    def _by_slots(self) -> Mapping[int, AgentSet]:
+        return by_key(self._views, lambda view: (view.slots,))
+
+    @cached_property
+    def _all_cpu(self) -> _Amounts:
+        return _Amounts([view.cpu_cores for view in self._views])
+
+    @cached_property
+    def _all_mb(self) -> _Amounts:
+        return _Amounts([view.memory_mb for view in self._views])
 
     def objections(self, job: WaitingJob) -> Iterator[tuple[Objection, AgentSet]]:
         """As `Capability.objections`."""

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aegis_control.store.tables import agent_links, replicas
+
+_IS_CURRENT: Final = select(agent_links.c.epoch).where(
+    agent_links.c.agent_id == bindparam("agent"),
+    agent_links.c.epoch == bindparam("link_epoch"),
+    agent_links.c.ended_at.is_(None),
+)
 
 
 @dataclass(frozen=True)
@@ -81,8 +87,8 @@ async def of_replica(conn: AsyncConnection, replica_id: str) -> tuple[str, ...]:
 
 async def is_current(conn: AsyncConnection, agent_id: str, epoch: int) -> bool:
     """Tell whether the agent's link is the one of this epoch, and not over."""
-    statement = select(agent_links.c.epoch).where(*_current(agent_id, epoch))
-    return (await conn.execute(statement)).one_or_none() is not None
+    link = {"agent": agent_id, "link_epoch": epoch}
+    return (await conn.execute(_IS_CURRENT, link)).one_or_none() is not None
 
 
 async def look(

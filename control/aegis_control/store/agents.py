@@ -20,6 +20,8 @@ from aegis_control.store.tables import agents
 
 MAX_REASON: Final = 200
 
+_ONE: Final = select(agents).where(agents.c.id == bindparam("agent"))
+
 
 @dataclass(frozen=True)
 class AgentRecord:
@@ -48,7 +50,7 @@ class AgentRecord:
 
 
 async def get(conn: AsyncConnection, agent_id: str) -> AgentRecord | None:
-    row = (await conn.execute(select(agents).where(agents.c.id == agent_id))).one_or_none()
+    row = (await conn.execute(_ONE, {"agent": agent_id})).one_or_none()
     return None if row is None else _record(row)
 
 

@@ -18,6 +18,8 @@ from aegis_control.store.tables import audit
 
 MAX_FACTS_BYTES: Final = 16_384
 
+_ADD: Final = insert(audit)
+
 CLAIMED: Final = "agent.claimed"
 """What an agent says of a job: digests of artifacts, a board's MAC. Its word, no more."""
 
@@ -72,20 +74,21 @@ class Wanted:
 async def record(conn: AsyncConnection, act: Act, *, now_s: float) -> None:
     """Write `act`; it stands when the transaction is committed, and is sealed within a second."""
     await conn.execute(
-        insert(audit).values(
-            at=now_s,
-            what=_text(act.what, 64),
-            who=_text(act.who, 80),
-            source=_text(act.source, 64),
-            decision=_text(act.decision, 16),
-            rule=_text(act.rule, 200),
-            job_id=_text(act.job_id, 80),
-            agent_id=_text(act.agent_id, 80),
-            board_id=_text(act.board_id, 80),
-            artifact_sha256=_text(act.artifact_sha256, 64),
-            outcome=_text(act.outcome, 500),
-            facts=_bounded(act.facts),
-        )
+        _ADD,
+        {
+            "at": now_s,
+            "what": _text(act.what, 64),
+            "who": _text(act.who, 80),
+            "source": _text(act.source, 64),
+            "decision": _text(act.decision, 16),
+            "rule": _text(act.rule, 200),
+            "job_id": _text(act.job_id, 80),
+            "agent_id": _text(act.agent_id, 80),
+            "board_id": _text(act.board_id, 80),
+            "artifact_sha256": _text(act.artifact_sha256, 64),
+            "outcome": _text(act.outcome, 500),
+            "facts": _bounded(act.facts),
+        },
     )
     await tell(conn, "audit", "")
 

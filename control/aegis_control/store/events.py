@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from aegis_protocol.events import SignalEvent
 from sqlalchemy import delete, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aegis_control.store.tables import job_events
+
+_ADD: Final = insert(job_events)
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,8 @@ class StoredEvent:
 
 
 async def add(conn: AsyncConnection, job_id: str, event: SignalEvent, *, now_s: float) -> None:
-    await conn.execute(
-        insert(job_events).values(
-            job_id=job_id, type=event.type, at=now_s, data=event.model_dump(mode="json")
-        )
-    )
+    data = event.model_dump(mode="json")
+    await conn.execute(_ADD, {"job_id": job_id, "type": event.type, "at": now_s, "data": data})
 
 
 async def after(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from aegis_protocol.grant import GrantClaims
 from sqlalchemy import insert, select
@@ -11,6 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aegis_control.acting import actor
 from aegis_control.store.tables import grants
+
+_ADD: Final = insert(grants)
 
 
 @dataclass(frozen=True)
@@ -38,17 +41,18 @@ class GrantRecord:
 
 async def add(conn: AsyncConnection, claims: GrantClaims) -> None:
     await conn.execute(
-        insert(grants).values(
-            jti=claims.jti,
-            job_id=claims.job_id,
-            agent_id=claims.aud,
-            identity=claims.sub,
-            at=claims.iat,
-            expires_at=claims.exp,
-            channels=list(claims.webrtc.allowed_channels),
-            actions=[str(action) for action in claims.actions],
-            source=actor().source,
-        )
+        _ADD,
+        {
+            "jti": claims.jti,
+            "job_id": claims.job_id,
+            "agent_id": claims.aud,
+            "identity": claims.sub,
+            "at": claims.iat,
+            "expires_at": claims.exp,
+            "channels": list(claims.webrtc.allowed_channels),
+            "actions": [str(action) for action in claims.actions],
+            "source": actor().source,
+        },
     )
 
 

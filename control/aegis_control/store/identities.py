@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from sqlalchemy import select, update
+from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -22,10 +22,12 @@ async def take_turn(conn: AsyncConnection, identity: str, *, now_s: float) -> No
     SQLite has one writer at a time anyway; PostgreSQL locks the row that is updated.
     """
     insert = sqlite.insert if conn.dialect.name == "sqlite" else postgresql.insert
+    new = insert(identities).values(id=identity, asked_at=now_s)
     await conn.execute(
-        insert(identities).values(id=identity, asked_at=now_s).on_conflict_do_nothing()
+        new.on_conflict_do_update(
+            index_elements=[identities.c.id], set_={"asked_at": new.excluded.asked_at}
+        )
     )
-    await conn.execute(update(identities).where(identities.c.id == identity).values(asked_at=now_s))
 
 
 async def asked(conn: AsyncConnection, ids: Sequence[str]) -> Mapping[str, float]:

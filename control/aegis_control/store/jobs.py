@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from aegis_protocol.http_api import GrantRequest, Reason
 from aegis_protocol.states import IllegalMove, JobState, ended, sources
-from sqlalchemy import Row, delete, func, insert, select, update
+from sqlalchemy import Row, bindparam, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from aegis_control.bus import tell
 from aegis_control.store.tables import jobs
@@ -25,6 +27,16 @@ OPEN: Final = (JobState.PENDING, *LIVE)
 """The states of jobs that are not over."""
 
 ENDS: Final = tuple(state for state in JobState if ended(state))
+
+
+# built once: to build a statement takes as long as to run it
+_ADD: Final = insert(jobs)
+_ONE: Final = select(jobs).where(jobs.c.id == bindparam("job"))
+_OPEN: Final = select(jobs).where(jobs.c.state.in_(OPEN))
+_SOME_OPEN: Final = _OPEN.where(jobs.c.id.in_(bindparam("jobs", expanding=True)))
+_COUNT_WAITING: Final = select(func.count()).where(
+    jobs.c.identity == bindparam("identity"), jobs.c.state == JobState.PENDING
+)
 
 
 @dataclass(frozen=True)
@@ -66,20 +78,21 @@ async def create(
 ) -> None:
     """Add a pending job."""
     await conn.execute(
-        insert(jobs).values(
-            id=job_id,
-            identity=identity,
-            state=JobState.PENDING,
-            attempt=1,
-            request=request.model_dump(mode="json"),
-            limits={name: list(words) for name, words in limits.items()},
-            boards={},
-            candidates=[],
-            reasons=[],
-            returns=0,
-            created_at=now_s,
-            updated_at=now_s,
-        )
+        _ADD,
+        {
+            "id": job_id,
+            "identity": identity,
+            "state": JobState.PENDING,
+            "attempt": 1,
+            "request": request.model_dump(mode="json"),
+            "limits": {name: list(words) for name, words in limits.items()},
+            "boards": {},
+            "candidates": [],
+            "reasons": [],
+            "returns": 0,
+            "created_at": now_s,
+            "updated_at": now_s,
+        },
     )
     await tell(conn, "job", job_id)
 
@@ -92,13 +105,9 @@ async def move(
 
     Raises IllegalMove when it is not there, or in no state from which it may become `to`.
     """
-    statement = (
-        update(jobs)
-        .where(jobs.c.id == job_id, jobs.c.state.in_(sources(to)))
-        .values(state=to, updated_at=now_s, **values)
-        .returning(*jobs.c)
-    )
-    row = (await conn.execute(statement)).one_or_none()
+    columns = {"updated_at": now_s, **values}
+    statement = _moving(to, tuple(columns))
+    row = (await conn.execute(statement, {"job": job_id, **_to_set(columns)})).one_or_none()
     await tell(conn, "job", job_id)
     if row is None:
         raise IllegalMove(f"job {job_id} can't become {to}", job_id=job_id, to=str(to))
@@ -106,7 +115,7 @@ async def move(
 
 
 async def get(conn: AsyncConnection, job_id: str) -> JobRecord | None:
-    row = (await conn.execute(select(jobs).where(jobs.c.id == job_id))).one_or_none()
+    row = (await conn.execute(_ONE, {"job": job_id})).one_or_none()
     return None if row is None else _record(row)
 
 
@@ -132,17 +141,15 @@ async def in_states(
 
 async def open_ones(conn: AsyncConnection, ids: Collection[str] | None) -> Mapping[str, JobRecord]:
     """Those of these jobs (None: of all) that are not over, by id."""
-    statement = select(jobs).where(jobs.c.state.in_(OPEN))
-    if ids is not None:
-        statement = statement.where(jobs.c.id.in_(ids))
-    return {row.id: _record(row) for row in await conn.execute(statement)}
+    if ids is None:
+        rows = await conn.execute(_OPEN)
+    else:
+        rows = await conn.execute(_SOME_OPEN, {"jobs": list(ids)})
+    return {row.id: _record(row) for row in rows}
 
 
 async def count_waiting(conn: AsyncConnection, identity: str) -> int:
-    statement = select(func.count()).where(
-        jobs.c.identity == identity, jobs.c.state == JobState.PENDING
-    )
-    return int((await conn.execute(statement)).scalar_one())
+    return int((await conn.execute(_COUNT_WAITING, {"identity": identity})).scalar_one())
 
 
 async def count_by_state(conn: AsyncConnection) -> Mapping[JobState, int]:
@@ -185,6 +192,20 @@ async def forget_ended(conn: AsyncConnection, *, before_s: float) -> int:
     """Delete jobs that ended before `before_s`; returns how many."""
     statement = delete(jobs).where(jobs.c.state.in_(ENDS), jobs.c.updated_at < before_s)
     return (await conn.execute(statement)).rowcount
+
+
+@lru_cache(maxsize=256)
+def _moving(to: JobState, columns: tuple[str, ...]) -> ReturningUpdate[Any]:
+    return (
+        update(jobs)
+        .where(jobs.c.id == bindparam("job"), jobs.c.state.in_(sources(to)))
+        .values(state=to, **{name: bindparam(f"set_{name}") for name in columns})
+        .returning(*jobs.c)
+    )
+
+
+def _to_set(columns: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {f"set_{name}": value for name, value in columns.items()}
 
 
 def _record(row: Row[Any]) -> JobRecord:

@@ -57,6 +57,11 @@ class LoopConnection:
     def isolation_level(self) -> str | None:
         return self._open.isolation_level
 
+    async def begin(self, *, writes: bool) -> None:
+        """Begin a transaction; one that writes takes the lock at once."""
+        sql = "BEGIN IMMEDIATE" if writes else "BEGIN"
+        await _unlocked(partial(self._open.execute, sql))
+
     def cursor(self) -> LoopCursor:
         return LoopCursor(self._open.cursor())
 
