@@ -30,6 +30,7 @@ from aegis_protocol.control_link import (
     Ping,
     Pong,
     Refused,
+    Revocation,
     Standing,
     ToAgent,
     ToControl,
@@ -71,6 +72,9 @@ class ControlPlane:
         self.kid = "kid-1"
         self.issuer_keys: tuple[IssuerKey, ...] = (issuer_key(self.key, self.kid),)
         self.over_jobs: tuple[str, ...] = ()
+        self.revocations: tuple[Revocation, ...] = ()
+        self.revoked_through: int | None = None
+        """None: as far as the agent says."""
         self.standing = Standing()
         self.refusal: AegisError | None = None
         self.silence_secs = 15.0
@@ -206,6 +210,10 @@ class ControlPlane:
             ping_secs=5,
             silence_secs=self.silence_secs,
             over_jobs=self.over_jobs,
+            revocations=self.revocations,
+            revoked_through=(
+                hello.revoked_through if self.revoked_through is None else self.revoked_through
+            ),
             standing=self.standing,
         )
         await socket.send_str(welcome.model_dump_json())

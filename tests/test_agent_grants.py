@@ -19,11 +19,13 @@ from aegis_protocol.failures.grant import (
     GrantForeignAgent,
     GrantInvalid,
     GrantNotYetValid,
+    GrantRevoked,
     GrantStale,
     GrantUnknownIssuer,
     GrantUsed,
 )
 from aegis_protocol.failures.link import FingerprintAmbiguous, FingerprintMismatch
+from aegis_protocol.failures.source import DiskFull
 from aegis_protocol.fingerprint import Fingerprint
 from aegis_protocol.grant import Execution, GrantClaims, WebRtcLimits, sign
 from aegis_protocol.ids import new_id
@@ -234,3 +236,29 @@ def test_the_ledger_forgets_what_is_past(ledger: Ledger) -> None:
     assert ledger.claim("jti", "digest", forget_at=10.0) is None
     ledger.forget(now_s=11.0)
     assert ledger.claim("jti", "digest", forget_at=20.0) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"), [("grant", "jti"), ("job", "job_id"), ("identity", "sub")]
+)
+def test_what_was_revoked_is_never_admitted_not_even_after_a_restart(
+    tmp_path: Path, kind: Any, what: str
+) -> None:
+    given, others = claims(), claims(job_id="job-2", sub="key-2")
+    with Ledger(tmp_path / "ledger.sqlite") as first:
+        first.revoke([(kind, getattr(given, what))], through=7, now_s=time.time())
+    with Ledger(tmp_path / "ledger.sqlite") as again:
+        assert again.revoked_through() == 7
+        gate = gate_over(again)
+        with pytest.raises(GrantRevoked):
+            gate.admit(offer(given))
+        gate.admit(offer(others))
+
+
+def test_a_revocation_that_can_not_be_kept_leaves_nothing_of_itself(ledger: Ledger) -> None:
+    ledger.revoke([("job", "job-1")], through=1, now_s=time.time())
+    ledger._db.execute("DROP TABLE cursors")
+    with pytest.raises(DiskFull):
+        ledger.revoke([("job", "job-2")], through=2, now_s=time.time())
+    assert not ledger.is_revoked(("job", "job-2"))
+    assert ledger.is_revoked(("job", "job-1"))

@@ -17,10 +17,14 @@ from aegis_protocol.control_link import (
     JobAccepted,
     JobMoved,
     JobRejected,
+    JobRevoke,
+    KeyRevoke,
     Pause,
     Pong,
     Refused,
     Resume,
+    Revocations,
+    Revoked,
     Status,
 )
 from aegis_protocol.errors import AegisError
@@ -37,7 +41,7 @@ from aegis_protocol.http_api import EnrollReply, IssuerKey
 from aegis_protocol.ids import new_id
 from aegis_protocol.states import JobState
 from agent_control import TOKEN, ControlPlane, issuer_key, json_response
-from agent_stand import agent_config, an_agent, an_offer, unlinked_agent
+from agent_stand import agent_config, an_agent, an_offer, rejection, unlinked_agent
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from waiting import until
@@ -545,3 +549,32 @@ async def test_the_accepted_job_is_told_before_anything_else_of_it(
         await peer.hello()
         kinds = [type(frame) for frame in control.frames]
         assert kinds.index(JobAccepted) == 1  # after the answer
+
+
+async def test_the_welcome_s_revocations_are_carried_out_before_anything_else(
+    control: ControlPlane, tmp: Path
+) -> None:
+    async with an_agent(control, tmp) as agent, agent.peer() as peer:
+        await peer.hello()
+        one = JobRevoke(job_id=peer.job_id, reason="meanwhile")
+        control.revocations, control.revoked_through = (one,), 3
+        control.over_jobs = (peer.job_id,)  # ends the job too, and says so: but only afterwards
+        control.cut()
+        why = await peer.closing()
+        assert (why.code if why else None) == "session.revoked"
+        assert (await control.heard(Revoked)).through == 3
+        control.cut()
+        assert (await control.linked(again=True)).revoked_through == 3
+
+
+async def test_how_far_what_was_revoked_is_done_outlives_the_agent(
+    control: ControlPlane, tmp: Path
+) -> None:
+    gone = KeyRevoke(identity="key-9")
+    async with an_agent(control, tmp):
+        control.send(Revocations(revocations=(gone,), through=5))
+        assert (await control.heard(Revoked)).through == 5
+    async with an_agent(control, tmp) as agent:
+        assert control.hellos[-1].revoked_through == 5
+        refused = await rejection(agent, sub="key-9")
+        assert refused.error.code == "grant.revoked"

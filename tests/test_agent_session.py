@@ -17,6 +17,7 @@ from aegis_protocol.control_link import (
     JobMoved,
     JobRejected,
     JobRevoke,
+    Revocations,
     SignalAnswer,
     SignalCandidate,
 )
@@ -205,13 +206,15 @@ async def test_a_peer_that_joins_while_the_job_ends_is_refused_and_left_nowhere(
 async def test_a_revoked_grant_closes_its_connection_alone(agent: RunningAgent) -> None:
     async with agent.peer() as first, agent.peer(first.job_id) as second:
         await second.hello()
-        agent.control.send(JobRevoke(job_id=first.job_id, jti=second.claims.jti, reason="key gone"))
+        one = JobRevoke(job_id=first.job_id, jti=second.claims.jti, reason="key gone")
+        agent.control.send(Revocations(revocations=(one,), through=1))
         async with asyncio.timeout(1):
             why = await second.closing()
         assert isinstance(why, SessionRevoked)
         assert why.message == "key gone"
         await first.hello()
-        agent.control.send(JobRevoke(job_id=first.job_id))
+        all_of_it = JobRevoke(job_id=first.job_id)
+        agent.control.send(Revocations(revocations=(all_of_it,), through=2))
         assert isinstance(await first.closing(), SessionRevoked)
     # Revoking is not canceling: without a peer the job ends as any other does.
     assert (await agent.moved(first.job_id)).state is JobState.SUCCEEDED
@@ -224,7 +227,8 @@ async def test_a_connection_that_is_still_being_made_is_revoked_at_once(
     claims = agent.control.claims(agent.id, offered.fingerprint)
     agent.control.offer(claims, offered.sdp)
     await agent.control.heard(SignalAnswer)
-    agent.control.send(JobRevoke(job_id=claims.job_id, jti=claims.jti))
+    one = JobRevoke(job_id=claims.job_id, jti=claims.jti)
+    agent.control.send(Revocations(revocations=(one,), through=1))
     refused = await agent.control.heard(JobRejected, within_s=2)
     assert refused.error.code == "session.revoked"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from aegis_agent import control_link
 from aegis_protocol.board import Board
-from aegis_protocol.control_link import JobCancel, JobRevoke, LeaseRevoke
+from aegis_protocol.control_link import JobCancel, JobRevoke, LeaseRevoke, Revocations
 from aegis_protocol.errors import AegisError
 from aegis_protocol.grant import Execution
 from aegis_protocol.states import BoardState
@@ -62,7 +62,8 @@ class Clients:
                 started = await peer.build({"build.sh": b"cat > /dev/null\n"})
                 await peer.ask("build.cancel", task_id=started.task_id)
             case 4:
-                control.send(JobRevoke(job_id=peer.job_id))
+                one = JobRevoke(job_id=peer.job_id)
+                control.send(Revocations(revocations=(one,), through=1))
             case 5 if peer.claims.execution.boards:
                 await peer.ask("monitor.open", board_id="bench-1")
                 control.send(LeaseRevoke(board_id="bench-1", fence=self._fence))

@@ -47,7 +47,7 @@ async def test_a_key_is_explained_whether_it_is_good_or_not(tmp: Path) -> None:
 
         over = await keyring.make_key(Role.BUILDER, expires_in_s=-1)
         revoked = await keyring.make_key(Role.BUILDER)
-        await keyring.revoke(revoked.id)
+        await b.served.control.revoking.key(revoked.id, "")
         for key, why in ((over, "expired"), (revoked, "revoked")):
             verdict = await _verdict(b, key.key)
             assert (verdict.valid, verdict.code, verdict.id) == (False, "auth.key_wrong", key.id)

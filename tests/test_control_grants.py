@@ -165,7 +165,7 @@ async def test_a_revoked_and_an_expired_key_are_refused(tmp: Path) -> None:
         keyring = b.served.control.keyring
         made = await keyring.make_key(Role.BUILDER)
         assert (await b.client(made.key).ask("GET", "/whoami")).status == 200
-        await keyring.revoke(made.id)
+        await b.served.control.revoking.key(made.id, "")
         brief = await keyring.make_key(Role.BUILDER, expires_in_s=-1)
         for key in (made.key, brief.key):
             answer = await b.client(key).ask("GET", "/whoami")

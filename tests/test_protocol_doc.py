@@ -11,7 +11,7 @@ from aegis_control.http.route import Route
 from aegis_control.http.routes import ROUTES
 from aegis_links import rpc as links_rpc
 from aegis_protocol import actions, events, failures, signing  # noqa: F401 - failures registers
-from aegis_protocol.control_link import ToAgent, ToControl
+from aegis_protocol.control_link import Revocation, ToAgent, ToControl
 from aegis_protocol.errors import ErrorBody, known_codes
 from aegis_protocol.fleet_events import FleetEvent
 from aegis_protocol.frames import (
@@ -240,7 +240,8 @@ def test_the_reasons_to_wait_are_those_that_the_scheduler_gives() -> None:
 
 def test_every_code_that_the_page_names_exists() -> None:
     known = {*known_codes(), *METHODS, *NOTIFICATIONS, *(str(a) for a in actions.Action)}
-    known |= types_of(ToAgent) | types_of(ToControl) | DOCUMENTS.keys() | {"manifest.sig"}
+    known |= types_of(ToAgent) | types_of(ToControl) | types_of(Revocation)
+    known |= DOCUMENTS.keys() | {"manifest.sig"}
     reasons = {row[0] for row in section("Control's HTTP API").table()}
     known |= set(re.findall(r"`([a-z_.]+)`", " ".join(reasons)))
     known |= {f"webrtc.{name}" for name in WebRtcLimits.model_fields} | {"toolchain.version"}

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import aiohttp
@@ -25,6 +25,7 @@ from aegis_protocol.control_link import (
     TO_AGENT,
     Challenge,
     Hello,
+    IssuerKeys,
     Ping,
     Pong,
     Refused,
@@ -35,6 +36,7 @@ from aegis_protocol.control_link import (
 from aegis_protocol.errors import AegisError, from_body
 from aegis_protocol.failures.agent import VersionMismatch
 from aegis_protocol.failures.http import ControlAnswerInvalid, ControlUnreachable
+from aegis_protocol.http_api import IssuerKey
 from aegis_protocol.ids import new_id
 from aegis_protocol.signing import b64, link_statement
 from pydantic import ValidationError
@@ -207,7 +209,7 @@ class ControlLink:
 
     async def _serve(self, socket: aiohttp.ClientWebSocketResponse, welcome: Welcome) -> None:
         self.skew_s = time.time() - welcome.server_time
-        self._learn(welcome)
+        self._learn(welcome.issuer_keys)
         self._out = asyncio.Queue(_QUEUE_FRAMES)
         self.up = True
         self.trouble = None
@@ -222,8 +224,8 @@ class ControlLink:
             writing.cancel()
             await asyncio.wait([writing])
 
-    def _learn(self, welcome: Welcome) -> None:
-        enrollment = self.enrollment.with_keys(welcome.issuer_keys)
+    def _learn(self, offered: Sequence[IssuerKey]) -> None:
+        enrollment = self.enrollment.with_keys(offered)
         if enrollment == self.enrollment:
             return
         self.enrollment = enrollment
@@ -248,6 +250,8 @@ class ControlLink:
                     raise from_body(frame.error)
                 case Challenge() | Welcome():
                     raise ControlAnswerInvalid("control greeted twice")
+                case IssuerKeys():
+                    self._learn(frame.issuer_keys)
                 case _:
                     await self._on_frame(frame)
 

@@ -42,6 +42,7 @@ from aegis_agent.orders import Orders
 from aegis_agent.owned_tasks import OwnedTasks, unless
 from aegis_agent.quarantine import Quarantine
 from aegis_agent.results import ResultStore
+from aegis_agent.revoking import Revoking
 from aegis_agent.rounds import Rounds
 from aegis_agent.sandbox import Sandbox
 from aegis_agent.services import Services
@@ -186,7 +187,7 @@ class Daemon:
             self._config,
             self._identity,
             enrollment,
-            describe=self._describe,
+            describe=lambda: self._describe() | {"revoked_through": revoking.through},
             on_frame=lambda frame: orders.obey(frame),
             on_up=lambda welcome: orders.begin(welcome),
         )
@@ -198,9 +199,11 @@ class Daemon:
             skew_s=lambda: link.skew_s,
         )
         sessions = SessionTable(gate, self.jobs, self._services, self._owned)
+        revoking = Revoking(self._ledger, sessions, tell_control=self._tell_control)
         orders = Orders(
             self.jobs,
             sessions,
+            revoking,
             self.intake,
             self.quarantine,
             self._services.guide,

@@ -1,9 +1,9 @@
 """
 The agent's own check of every grant: nothing that control says is taken on its word.
 
-In order: the token (signature, audience, time), the offer (one section, one fingerprint, the
-grant's), the job's attempt, and that the grant was not used before. Fencing numbers are checked
-where the boards are. What is refused here leaves nothing behind but a log line.
+In order: the token (signature, audience, time), that it was not revoked, the offer (one section,
+one fingerprint, the grant's), the job's attempt, and that the grant was not used before. Fencing
+numbers are checked where the boards are. What is refused here leaves nothing behind but a log line.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from aegis_protocol.control_link import JobOffer
-from aegis_protocol.failures.grant import GrantInvalid, GrantStale, GrantUsed
+from aegis_protocol.failures.grant import GrantInvalid, GrantRevoked, GrantStale, GrantUsed
 from aegis_protocol.fingerprint import Fingerprint, check_sdp
 from aegis_protocol.grant import LEEWAY_S, MAX_GRANT_LIFE_S, GrantClaims, verify
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -67,6 +67,10 @@ class GrantGate:
         )
         if claims.job_id != offer.job_id or claims.jti != offer.jti:
             raise GrantInvalid("the grant is for another job than the offer")
+        if self._ledger.is_revoked(
+            ("grant", claims.jti), ("job", claims.job_id), ("identity", claims.sub)
+        ):
+            raise GrantRevoked("the permission was taken back", jti=claims.jti)
         granted = Fingerprint.parse(claims.webrtc.peer_fingerprint)
         granted.expect(check_sdp(offer.sdp))
         newest = self._ledger.newest_attempt(claims.job_id, claims.attempt, now_s=now_s)

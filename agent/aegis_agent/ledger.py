@@ -1,5 +1,6 @@
 """
-What the agent must not forget across a restart: grants used and the newest attempt of each job.
+What the agent must not forget across a restart: grants used, the newest attempt of each job, what
+was revoked, and how far it has carried that out.
 
 A small SQLite file. Rows are dropped once nothing could need them any more.
 """
@@ -9,11 +10,11 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Literal, Self, TypeAlias
 
 import structlog
 from aegis_protocol.failures.source import DiskFull
@@ -27,8 +28,16 @@ CREATE TABLE IF NOT EXISTS used_grants (
     jti TEXT PRIMARY KEY, offer_sha256 TEXT NOT NULL, answer TEXT, forget_at REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS attempts (
     job_id TEXT PRIMARY KEY, attempt INTEGER NOT NULL, forget_at REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS revoked (
+    kind TEXT NOT NULL, what TEXT NOT NULL, forget_at REAL NOT NULL, PRIMARY KEY (kind, what));
+CREATE TABLE IF NOT EXISTS cursors (
+    name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 """
 _KEEP_ATTEMPTS_S: Final = 7 * 86_400.0
+_KEEP_REVOKED_S: Final = 7 * 86_400.0
+"""Longer than any job; a grant lives for a minute."""
+
+Kind: TypeAlias = Literal["grant", "job", "identity"]
 
 
 @dataclass(frozen=True)
@@ -98,11 +107,46 @@ class Ledger:
             ).fetchone()
         return int(row[0])
 
+    def revoke(self, what: Iterable[tuple[Kind, str]], *, through: int, now_s: float) -> None:
+        """Remember all of `what`, and that what was revoked is carried out `through` there."""
+        rows = [(kind, name, now_s + _KEEP_REVOKED_S) for kind, name in what]
+        with self._turn(), self._whole():
+            self._db.executemany("INSERT OR REPLACE INTO revoked VALUES (?, ?, ?)", rows)
+            self._db.execute("INSERT OR REPLACE INTO cursors VALUES ('revoked', ?)", (through,))
+
+    def is_revoked(self, *what: tuple[Kind, str]) -> bool:
+        """Tell whether any of `what` was revoked."""
+        with self._turn():
+            return any(
+                self._db.execute(
+                    "SELECT 1 FROM revoked WHERE kind = ? AND what = ?", one
+                ).fetchone()
+                for one in what
+            )
+
+    def revoked_through(self) -> int:
+        """How far what was revoked is carried out; 0: nothing yet."""
+        with self._turn():
+            row = self._db.execute("SELECT value FROM cursors WHERE name = 'revoked'").fetchone()
+        return 0 if row is None else int(row[0])
+
     def forget(self, *, now_s: float) -> None:
         """Drop what is past its time."""
         with self._turn():
             self._db.execute("DELETE FROM used_grants WHERE forget_at < ?", (now_s,))
             self._db.execute("DELETE FROM attempts WHERE forget_at < ?", (now_s,))
+            self._db.execute("DELETE FROM revoked WHERE forget_at < ?", (now_s,))
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """One transaction: all of it, or nothing."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
 
     @contextmanager
     def _turn(self) -> Iterator[None]:

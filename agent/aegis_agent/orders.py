@@ -11,11 +11,11 @@ from aegis_protocol.control_link import (
     Drain,
     JobCancel,
     JobOffer,
-    JobRevoke,
     LeaseRevoke,
     Pause,
     Reset,
     Resume,
+    Revocations,
     SignalCandidate,
     Standing,
     ToAgent,
@@ -28,6 +28,7 @@ from aegis_agent.intake import Intake, Why
 from aegis_agent.jobs import JobTable
 from aegis_agent.owned_tasks import OwnedTasks
 from aegis_agent.quarantine import Quarantine
+from aegis_agent.revoking import Revoking
 from aegis_agent.sessions import SessionTable
 
 log = structlog.get_logger()
@@ -40,6 +41,7 @@ class Orders:
         self,
         jobs: JobTable,
         sessions: SessionTable,
+        revoking: Revoking,
         intake: Intake,
         quarantine: Quarantine,
         guide: IceGuide,
@@ -48,13 +50,18 @@ class Orders:
         self._guide = guide
         self._jobs = jobs
         self._sessions = sessions
+        self._revoking = revoking
         self._intake = intake
         self._quarantine = quarantine
         self._owned = owned
         self._draining: asyncio.Task[None] | None = None
 
     async def begin(self, welcome: Welcome) -> None:
-        """The link is up: end what control knows to be over, and tell what it may have missed."""
+        """
+        The link is up: end what was revoked or is over meanwhile, and tell what control may have
+        missed.
+        """
+        await self._revoking.carry_out(welcome.revocations, through=welcome.revoked_through)
         self._guide.expect(welcome.ice_urls)
         for job_id in welcome.over_jobs:
             self._cancel(job_id, "control says that this job is over")
@@ -69,8 +76,8 @@ class Orders:
                 self._sessions.candidate(frame)
             case JobCancel():
                 self._cancel(frame.job_id, frame.reason or "the job was canceled")
-            case JobRevoke():
-                self._sessions.revoke(frame)
+            case Revocations():
+                await self._revoking.carry_out(frame.revocations, through=frame.through)
             case LeaseRevoke():
                 self._lease_revoked(frame)
             case Pause():

@@ -9,7 +9,6 @@ import structlog
 from aegis_protocol.control_link import (
     JobOffer,
     JobRejected,
-    JobRevoke,
     SessionClosed,
     SignalAnswer,
     SignalCandidate,
@@ -71,12 +70,20 @@ class SessionTable:
         if session is not None:
             session.add_candidate(frame)
 
-    def revoke(self, frame: JobRevoke) -> None:
-        """Close the job's connections, or the one named."""
-        for (job_id, jti), session in list(self._sessions.items()):
-            if job_id == frame.job_id and frame.jti in (None, jti):
-                log.info("session.revoked", job_id=job_id, jti=jti)
-                session.close(SessionRevoked(frame.reason or "the permission was taken back"))
+    def revoke(
+        self,
+        reason: str,
+        *,
+        job_id: str | None = None,
+        jti: str | None = None,
+        identity: str | None = None,
+    ) -> None:
+        """Close every connection of which all that is given is true."""
+        for (job, grant), session in list(self._sessions.items()):
+            named = ((job_id, job), (jti, grant), (identity, session.job.identity))
+            if all(wanted in (None, has) for wanted, has in named):
+                log.info("session.revoked", job_id=job, jti=grant)
+                session.close(SessionRevoked(reason or "the permission was taken back"))
 
     def close_all(self, error: AegisError) -> None:
         for session in list(self._sessions.values()):

@@ -21,6 +21,7 @@ from aegis_control.commands import (
     key_commands,
     order_commands,
     policy_commands,
+    revoke_commands,
     session_commands,
     status_commands,
     store_commands,
@@ -44,6 +45,7 @@ app.add_typer(agents_commands.agents, name="agents")
 app.add_typer(audit_commands.app, name="audit")
 app.add_typer(config_commands.app, name="config")
 app.add_typer(policy_commands.app, name="policy")
+app.add_typer(revoke_commands.app, name="revoke")
 app.command("status", epilog="Example: aegis-control status --watch")(status_commands.status)
 app.command("doctor", epilog="Example: aegis-control doctor --json")(doctor_commands.doctor)
 app.command("list-agents", epilog="Example: aegis-control list-agents --json")(

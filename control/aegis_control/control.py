@@ -33,6 +33,7 @@ from aegis_control.policy.in_force import PolicyInForce
 from aegis_control.presence import Presence
 from aegis_control.rate_limits import RateLimits
 from aegis_control.replica import Replica
+from aegis_control.revoking import Revoking
 from aegis_control.signaling import Signaling
 from aegis_control.slow import SlowOperations
 from aegis_control.store import agents, jobs
@@ -77,6 +78,7 @@ class Control:
     membership: Membership
     explaining: Explaining
     signaling: Signaling
+    revoking: Revoking
     link_endpoint: LinkEndpoint
     deadlines: Deadlines
     auditor: Auditor
@@ -92,6 +94,7 @@ class Control:
         self.changed.set()
         self.policy.ask()
         self.membership.wake()
+        self.revoking.look_at("")
         self.hub.notify_all()
         self.auditor.wake()
         self.others.wake()
@@ -130,6 +133,7 @@ async def running(
                 group.create_task(control.replica.run(control.stopping), name="replica"),
                 group.create_task(control.others.run(control.stopping), name="others"),
                 group.create_task(listen(database, control.stopping), name="bus"),
+                group.create_task(control.revoking.run(control.stopping), name="revoking"),
             ]
             if (within_s := watchdog_s()) is not None:
                 fed = feed(database, control.placement, control.stopping, within_s=within_s)
@@ -194,6 +198,7 @@ def wire(
         metrics,
         base_url=base_url,
     )
+    revoking = Revoking(database, ledger, links)
     return Control(
         config=config,
         base_url=base_url,
@@ -215,6 +220,7 @@ def wire(
         ledger=ledger,
         placement=placement,
         granting=granting,
+        revoking=revoking,
         ordering=Ordering(ledger, orders),
         explaining=Explaining(database, keyring, issuer),
         membership=Membership(database, ledger, links, agent_records),
@@ -230,6 +236,7 @@ def wire(
             metrics,
             rates,
             proxies=config.trusted_proxies,
+            on_linked=revoking.look_at,
             base_url=base_url,
             ice_urls=(*config.stun_urls, *config.turn_urls),
             silence_s=config.link_timeout_s,

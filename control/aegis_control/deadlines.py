@@ -38,6 +38,7 @@ from aegis_control.store import (
     idempotency,
     jobs,
     keys,
+    revocations,
     tickets,
 )
 from aegis_control.store.database import Database
@@ -207,6 +208,7 @@ class Deadlines:
             await idempotency.forget(conn, now_s=now_s)
             await keys.forget_tokens(conn, before_s=now_s - _KEEP_TOKENS_S)
             await jobs.forget_ended(conn, before_s=now_s - _KEEP_JOBS_S)
+            await revocations.forget(conn, before_s=now_s - _KEEP_JOBS_S)
 
 
 async def tell_agent_to_end(orders: Orders, job: JobRecord, reason: str) -> bool:

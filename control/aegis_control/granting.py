@@ -7,6 +7,7 @@ from hashlib import sha256
 from typing import Final
 
 from aegis_protocol.board import Board, BoardWish
+from aegis_protocol.failures.grant import GrantRevoked
 from aegis_protocol.failures.http import (
     IdempotencyConflict,
     JobOver,
@@ -29,7 +30,7 @@ from aegis_control.placement import Placement
 from aegis_control.policy.decision import Decision, Known, Settings, decide
 from aegis_control.policy.in_force import PolicyInForce
 from aegis_control.presence import Presence
-from aegis_control.store import grants, idempotency, identities, jobs
+from aegis_control.store import grants, idempotency, identities, jobs, revocations
 from aegis_control.store.agents import AgentRecord
 from aegis_control.store.audit import Act, record
 from aegis_control.store.jobs import JobRecord
@@ -190,6 +191,8 @@ class Granting:
         if agent is None:
             raise not_found(job.id)
         async with self._ledger.change() as change:
+            if await revocations.is_job_revoked(change.conn, job.id):
+                raise GrantRevoked("the permission for this job was taken back", job_id=job.id)
             claims = self._claims(identity, request, job, decision, agent.id)
             await grants.add(change.conn, claims)
             await record(change.conn, _issued(claims, decision), now_s=claims.iat)

@@ -15,6 +15,7 @@ from typing import Any
 from aegis_protocol.errors import AegisError, ErrorBody
 from aegis_protocol.events import Assigned, Closed, SignalEvent, State
 from aegis_protocol.failures.http import JobCanceled, JobNotFound
+from aegis_protocol.grant import GrantClaims
 from aegis_protocol.http_api import GrantRequest
 from aegis_protocol.states import JobState, ended
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -24,7 +25,7 @@ from aegis_control.bus import tell
 from aegis_control.fleet_news import tell_boards
 from aegis_control.log import get_logger
 from aegis_control.metrics import Metrics
-from aegis_control.store import audit, boards, jobs
+from aegis_control.store import audit, boards, jobs, keys, revocations
 from aegis_control.store.announcing import announce, tell_owner
 from aegis_control.store.audit import Act
 from aegis_control.store.database import Database
@@ -179,6 +180,14 @@ class Jobs:
         if record is None:
             raise not_found(job_id)
         return record
+
+    async def is_revoked(self, claims: GrantClaims) -> bool:
+        """Tell whether the grant, its job or its identity's key was revoked."""
+        async with self._database.read() as conn:
+            if await revocations.is_revoked(conn, claims.jti, claims.job_id):
+                return True
+            key = await keys.get(conn, claims.sub)
+        return key is not None and key.revoked_at is not None
 
     async def owned(self, job_id: str, identity: str) -> JobRecord:
         """Return a job of `identity`; another's is not found either."""

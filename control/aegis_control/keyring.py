@@ -135,16 +135,6 @@ class Keyring:
             for record in records
         )
 
-    async def revoke(self, key_id: str) -> bool:
-        """Take a key back; False when there is none of that id."""
-        now_s = time.time()
-        async with self._database.write() as conn:
-            found = await keys.revoke(conn, key_id, now_s=now_s)
-            if found:
-                act = Act(what="key.revoked", facts={"key_id": key_id})
-                await audit.record(conn, act, now_s=now_s)
-        return found
-
     async def empty(self) -> bool:
         async with self._database.read() as conn:
             return await keys.count(conn) == 0

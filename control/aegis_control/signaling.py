@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aegis_protocol.control_link import JobOffer, SignalCandidate
-from aegis_protocol.failures.grant import GrantInvalid, GrantStale
+from aegis_protocol.failures.grant import GrantInvalid, GrantRevoked, GrantStale
 from aegis_protocol.failures.http import BadRequest, JobOver
 from aegis_protocol.failures.link import TooManyCandidates
 from aegis_protocol.fingerprint import Fingerprint, check_sdp
@@ -106,6 +106,8 @@ class Signaling:
 
     async def _granted(self, claims: GrantClaims) -> JobRecord:
         """The job of a grant that still holds."""
+        if await self._ledger.is_revoked(claims):
+            raise GrantRevoked("the permission was taken back", jti=claims.jti)
         job = await self._ledger.get(claims.job_id)
         if job.identity != claims.sub:
             raise not_found(job.id)

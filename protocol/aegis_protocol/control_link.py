@@ -4,11 +4,11 @@ What control and an agent say to each other over `GET /agents/link`, a WebSocket
 One frame is one JSON object, told apart by `type`, at most 256 KiB.
 
     control -> agent   ToAgent    challenge, welcome, refused, job.offer, signal.candidate,
-                                  job.cancel, job.revoke, lease.revoke, pause, resume, drain, reset,
-                                  ping
+                                  job.cancel, revocations, issuer.keys, lease.revoke, pause,
+                                  resume, drain, reset, ping
     agent -> control   ToControl  hello, signal.answer, signal.candidate, job.accepted,
                                   session.closed, job.rejected, job.moved, boards.changed, facts,
-                                  status, pong
+                                  status, revoked, pong
 
 Control speaks first: challenge, hello, welcome (or refused). Any authenticated frame is life.
 Fields may be added, never renamed.
@@ -80,6 +80,28 @@ class Hello(Wire):
     """Why it takes none until an operator resets it, when it says so of itself."""
     resets: int = Field(default=0, ge=0)
     """How many resets it had heard of: of a quarantine from before the last one nothing is left."""
+    revoked_through: int = Field(default=0, ge=0)
+    """How far it has carried out what was revoked."""
+
+
+class JobRevoke(Wire):
+    """Close the job's connections at once and admit no more; jti: that one grant's alone."""
+
+    type: Literal["job.revoke"] = "job.revoke"
+    job_id: Id
+    jti: Id | None = None
+    reason: str = Field(default="", max_length=200)
+
+
+class KeyRevoke(Wire):
+    """Close every connection of the identity at once and admit no more of it."""
+
+    type: Literal["key.revoke"] = "key.revoke"
+    identity: Id
+    reason: str = Field(default="", max_length=200)
+
+
+Revocation: TypeAlias = Annotated[JobRevoke | KeyRevoke, Field(discriminator="type")]
 
 
 class Standing(Wire):
@@ -107,6 +129,10 @@ class Welcome(Wire):
     over_jobs: tuple[Id, ...] = ()
     """Those of hello's jobs that control knows to be over: end them."""
     standing: Standing = Field(default_factory=Standing)
+    revocations: tuple[Revocation, ...] = Field(default=(), max_length=1024)
+    """What was revoked since hello's `revoked_through`: carried out before anything else."""
+    revoked_through: int = Field(default=0, ge=0)
+    """How far those reach."""
     ice_urls: tuple[Annotated[str, StringConstraints(max_length=256)], ...] = Field(
         default=(), max_length=32
     )
@@ -149,12 +175,19 @@ class JobCancel(JobFrame):
     reason: str = Field(default="", max_length=200)
 
 
-class JobRevoke(JobFrame):
-    """Close the job's connections at once; jti names one of them."""
+class Revocations(Wire):
+    """What was revoked, oldest first; `revoked` says that all of it through there is done."""
 
-    type: Literal["job.revoke"] = "job.revoke"
-    jti: Id | None = None
-    reason: str = Field(default="", max_length=200)
+    type: Literal["revocations"] = "revocations"
+    revocations: tuple[Revocation, ...] = Field(max_length=1024)
+    through: int = Field(ge=0)
+
+
+class IssuerKeys(Wire):
+    """The issuer's keys as they are now: a new one is signed by one that the agent trusts."""
+
+    type: Literal["issuer.keys"] = "issuer.keys"
+    issuer_keys: tuple[IssuerKey, ...] = Field(max_length=16)
 
 
 class LeaseRevoke(Wire):
@@ -260,6 +293,13 @@ class Facts(JobFrame):
         return facts_statement(self.job_id, words)
 
 
+class Revoked(Wire):
+    """What was revoked is carried out through there, and will be remembered."""
+
+    type: Literal["revoked"] = "revoked"
+    through: int = Field(ge=0)
+
+
 class Status(Wire):
     """Whether the agent takes jobs: it pauses (reason), resumes (None), drains, is quarantined."""
 
@@ -277,7 +317,8 @@ ToAgent: TypeAlias = Annotated[
     | JobOffer
     | SignalCandidate
     | JobCancel
-    | JobRevoke
+    | Revocations
+    | IssuerKeys
     | LeaseRevoke
     | Pause
     | Resume
@@ -299,6 +340,7 @@ ToControl: TypeAlias = Annotated[
     | BoardsChanged
     | Facts
     | Status
+    | Revoked
     | Pong,
     Field(discriminator="type"),
 ]

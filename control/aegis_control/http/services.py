@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-from aegis_protocol.failures.http import KeyNotFound, TokenNotFound
+from aegis_protocol.failures.http import TokenNotFound
 from aegis_protocol.http_api import (
     EnrollTokenList,
     EnrollTokenRequest,
@@ -42,9 +42,7 @@ async def list_keys(control: Control, call: Call) -> Reply:
 
 async def revoke_key(control: Control, call: Call) -> Reply:
     key_id = call.path("key_id")
-    if not await control.keyring.revoke(key_id):
-        raise KeyNotFound(f"there is no key {key_id}", key_id=key_id)
-    log.info("key.revoked", key_id=key_id, by=call.identity.id)
+    await control.revoking.key(key_id, "")
     return Reply(status=HTTPStatus.NO_CONTENT)
 
 

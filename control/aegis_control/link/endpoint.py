@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from aegis_protocol import PROTOCOL_VERSION
@@ -49,7 +49,7 @@ from aegis_control.log import get_logger
 from aegis_control.metrics import Metrics
 from aegis_control.rate_limits import RateLimits, network_of
 from aegis_control.standing import order_frame, same_order, standing
-from aegis_control.store import agent_links, agents, clock, jobs
+from aegis_control.store import agent_links, agents, clock, jobs, revocations
 from aegis_control.store.agents import AgentRecord
 from aegis_control.store.database import Database
 from aegis_control.store.jobs import LIVE
@@ -65,6 +65,7 @@ _MAX_GREETING_EACH: Final = 64
 class LinkEndpoint:
     """
     proxies    networks whose forwarded addresses count
+    on_linked  called with an agent's id once it has its link: it may have news to hear
     base_url   what agents must call this control
     silence_s  a link without a frame for so long is down
     greet_s    the time from challenge to hello
@@ -80,6 +81,7 @@ class LinkEndpoint:
         rates: RateLimits,
         *,
         proxies: Sequence[Network],
+        on_linked: Callable[[str], None],
         base_url: str,
         ice_urls: tuple[str, ...],
         silence_s: float,
@@ -93,6 +95,7 @@ class LinkEndpoint:
         self._rates = rates
         self._proxies = proxies
         self._frames = Frames(ledger, links)
+        self._on_linked = on_linked
         self._base_url = base_url
         self._ice_urls = ice_urls
         self._silence_s = silence_s
@@ -186,6 +189,8 @@ class LinkEndpoint:
     ) -> Link | None:
         record, epoch = await begin(self._database, known, hello)
         found = await settle(self._ledger, record.id, hello.jobs)
+        async with self._database.read() as conn:
+            revoked, through = await revocations.since(conn, record.id, hello.revoked_through)
         welcome = Welcome(
             protocol=PROTOCOL_VERSION,
             server_time=time.time(),
@@ -194,6 +199,8 @@ class LinkEndpoint:
             silence_secs=self._silence_s,
             over_jobs=found.over,
             standing=standing(record, now_s=time.time()),
+            revocations=revoked,
+            revoked_through=through,
             ice_urls=self._ice_urls,
         )
         link = Link(
@@ -212,6 +219,7 @@ class LinkEndpoint:
 
     async def _tell_news(self, link: Link, told: AgentRecord) -> None:
         """Tell what was ordered while the welcome, which says `told`, was on its way."""
+        self._on_linked(link.agent_id)
         async with self._database.read() as conn:
             now = await agents.get(conn, link.agent_id)
         if now is not None and not same_order(now, told):

@@ -13,6 +13,7 @@ from aegis_protocol.control_link import (
     JobMoved,
     JobRejected,
     Pong,
+    Revoked,
     SessionClosed,
     SignalAnswer,
     SignalCandidate,
@@ -31,7 +32,7 @@ from aegis_control.link.greeting import quarantine
 from aegis_control.link.link import Link
 from aegis_control.link.registry import Links
 from aegis_control.log import get_logger
-from aegis_control.store import agent_links, jobs, offers, sessions
+from aegis_control.store import agent_links, jobs, offers, revocations, sessions
 from aegis_control.store.jobs import LIVE, JobRecord
 
 log = get_logger("link")
@@ -90,6 +91,10 @@ class Frames:
                 await self._publish(link, boards=changed)
             case Facts():
                 await self._claimed(link, frame)
+            case Revoked():
+                async with self._jobs.change() as change:
+                    await revocations.done(change.conn, link.agent_id, frame.through)
+                log.info("agent.revoked_through", agent_id=link.agent_id, through=frame.through)
             case Status():
                 link.paused, link.draining = frame.paused, frame.draining
                 if frame.quarantined is not None:

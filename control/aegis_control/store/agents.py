@@ -108,6 +108,7 @@ async def begin_link(
         .where(agents.c.id == agent_id)
         .values(
             link_epoch=agents.c.link_epoch + 1,
+            revoked_through=hello.revoked_through,
             last_seen=now_s,
             hello=hello.model_dump(mode="json", exclude={"signature", "jobs"})
             | {"signature": "", "jobs": []},

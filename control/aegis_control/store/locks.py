@@ -17,6 +17,7 @@ class Lock(IntEnum):
 
     EVENTS = 0x6165_6769_0001
     AUDIT = 0x6165_6769_0002
+    REVOCATIONS = 0x6165_6769_0003
 
 
 async def locked(conn: AsyncConnection, lock: Lock) -> None:

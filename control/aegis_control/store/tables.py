@@ -78,6 +78,7 @@ agents: Final = Table(
     Column("ordered_reason", String(200), nullable=False, server_default=""),
     Column("ordered_until", Double),
     Column("resets", Integer, nullable=False, server_default="0"),
+    Column("revoked_through", BigInteger, nullable=False, server_default="0"),
     Column("arrivals", JSON),
     Column("cloned", Boolean, nullable=False, server_default=false()),
     Column("revoked_at", Double),
@@ -187,6 +188,23 @@ grants: Final = Table(
     Index(None, "job_id", "at"),
     Index(None, "identity", "at"),
     Index(None, "at"),
+)
+
+revocations: Final = Table(
+    "revocations",
+    metadata,
+    Column("seq", _SERIAL, primary_key=True, autoincrement=True),
+    Column("agent_id", String(80), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("what", String(80), nullable=False),
+    Column("job_id", String(80)),
+    Column("item", JSON, nullable=False),
+    Column("reason", String(200), nullable=False),
+    Column("by", String(80), nullable=False),
+    Column("at", Double, nullable=False),
+    Index(None, "agent_id", "seq"),
+    Index(None, "kind", "what"),
+    sqlite_autoincrement=True,
 )
 
 job_events: Final = Table(

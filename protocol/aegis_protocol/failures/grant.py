@@ -53,6 +53,12 @@ class GrantStale(GrantError):
     remedy = "The job or board was handed out anew since: ask control for a new grant."
 
 
+class GrantRevoked(GrantError):
+    code = "grant.revoked"
+    remedy = "An operator took the permission back: ask them."
+    retryable = False
+
+
 class ActionNotGranted(AegisError):
     code = "action.not_granted"
     remedy = "Ask for a grant with this action, or use a key whose role has it."

@@ -204,6 +204,11 @@ class MethodNotAllowed(AegisError):
     remedy = "docs/protocol.md lists every endpoint with its method."
 
 
+class GrantNotFound(AegisError):
+    code = "grant.not_found"
+    remedy = "Give the grant's jti: the log, the audit and the job's events have it."
+
+
 class KeyNotFound(AegisError):
     code = "key.not_found"
     remedy = "`aegis-control keys list` shows the keys there are."

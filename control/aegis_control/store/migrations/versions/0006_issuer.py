@@ -8,6 +8,8 @@ from alembic import op
 revision = "0006"
 down_revision = "0005"
 
+_SERIAL = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
 
 def upgrade() -> None:
     op.create_table(
@@ -25,3 +27,23 @@ def upgrade() -> None:
     )
     op.create_index("ix_grants_job_id_at", "grants", ["job_id", "at"])
     op.create_index("ix_grants_identity_at", "grants", ["identity", "at"])
+    op.create_table(
+        "revocations",
+        sa.Column("seq", _SERIAL, nullable=False, autoincrement=True),
+        sa.Column("agent_id", sa.String(80), nullable=False),
+        sa.Column("kind", sa.String(16), nullable=False),
+        sa.Column("what", sa.String(80), nullable=False),
+        sa.Column("job_id", sa.String(80)),
+        sa.Column("item", sa.JSON, nullable=False),
+        sa.Column("reason", sa.String(200), nullable=False),
+        sa.Column("by", sa.String(80), nullable=False),
+        sa.Column("at", sa.Double, nullable=False),
+        sa.PrimaryKeyConstraint("seq", name="pk_revocations"),
+        sqlite_autoincrement=True,
+    )
+    op.create_index("ix_revocations_agent_id_seq", "revocations", ["agent_id", "seq"])
+    op.create_index("ix_revocations_kind_what", "revocations", ["kind", "what"])
+    op.add_column(
+        "agents",
+        sa.Column("revoked_through", sa.BigInteger, nullable=False, server_default="0"),
+    )
