@@ -14,7 +14,7 @@ import os
 import socket
 import sys
 from asyncio.subprocess import DEVNULL, STDOUT, Process
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,11 +35,16 @@ def free_port() -> int:
 
 @dataclass
 class ControlProgram:
-    """One `aegis-control serve`; what it prints goes to `log`."""
+    """
+    One `aegis-control serve`; what it prints goes to `log`.
+
+    within  the words before its command: what it runs in
+    """
 
     folder: Path
     environment: Mapping[str, str]
     port: int = field(default_factory=free_port)
+    within: tuple[str, ...] = ()
     process: Process | None = None
 
     @property
@@ -52,9 +57,10 @@ class ControlProgram:
 
     async def start(self) -> None:
         """Start it and wait until it answers."""
-        self.folder.mkdir(exist_ok=True)
+        (self.folder / "state").mkdir(parents=True, exist_ok=True, mode=0o700)
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
+                *self.within,
                 *(sys.executable, "-m", "aegis_control", "serve"),
                 *("--listen", f"127.0.0.1:{self.port}"),
                 env={
@@ -182,17 +188,25 @@ class ReplicaStand:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, folder: Path, database_url: str | None = None, *, count: int = 1, **environment: str
+        cls,
+        folder: Path,
+        database_url: str | None = None,
+        *,
+        count: int = 1,
+        within: Callable[[Path], tuple[str, ...]] = lambda state: (),
+        **environment: str,
     ) -> AsyncIterator[ReplicaStand]:
+        """within: what a control runs in, by its state directory."""
         ports = [free_port() for _ in range(count)]
         balancer = Balancer(ports)
         url = f"http://127.0.0.1:{await balancer.start()}"
         given = {"CONTROL_PUBLIC_BASE_URL": url, "AEGIS_SEAL_KEY": "s" * 32} | environment
         if database_url is not None:
             given["AEGIS_DATABASE_URL"] = database_url
+        folders = [folder / f"replica-{number}" for number in range(count)]
         replicas = [
-            ControlProgram(folder / f"replica-{number}", given, port)
-            for number, port in enumerate(ports)
+            ControlProgram(here, given, port, within(here / "state"))
+            for here, port in zip(folders, ports, strict=True)
         ]
         try:
             await asyncio.gather(*(replica.start() for replica in replicas))

@@ -31,7 +31,7 @@ from aegis_control.log import get_logger
 from aegis_control.store import agent_frames, agent_links, clock, jobs, replicas
 from aegis_control.store.database import Database
 from aegis_control.store.jobs import LIVE
-from aegis_control.store.replicas import BEAT_S
+from aegis_control.store.replicas import BEAT_S, DEAD_S
 
 log = get_logger("replica")
 
@@ -59,6 +59,8 @@ class Replica:
         self._links = links
         self._address = address
         self._on_death = on_death
+        self._beat_at = time.monotonic()
+        self._steady_since = self._beat_at - DEAD_S
 
     @property
     def id(self) -> str:
@@ -102,11 +104,17 @@ class Replica:
                 log.error("store.failed", detail=str(exc.orig))  # noqa: TRY400
 
     async def beat(self) -> None:
-        """Say that we live, and bury whoever does not."""
+        """
+        Say that we live, and bury whoever does not.
+
+        Nobody is buried before our own beats have come through for as long as others may be
+        silent: while the store was away, they could not say that they live.
+        """
         async with self._ledger.change() as change:
             now_s = await clock.now_s(change.conn)
             known = await replicas.beat(change.conn, self.id, now_s=now_s)
-            buried = await replicas.bury(change.conn, now_s=now_s)
+            bury = self._is_steady()
+            buried = await replicas.bury(change.conn, now_s=now_s) if bury else ()
             await self._tell_gone(change, (a for _, agent_ids in buried for a in agent_ids))
         for record, agent_ids in buried:
             log.warning("replica.died", replica=record.id, name=record.name, agents=len(agent_ids))
@@ -117,6 +125,14 @@ class Replica:
             await self.join()
             for link in self._links.own().values():
                 link.close(Unavailable("control stood still for too long"), cause="given_up")
+
+    def _is_steady(self) -> bool:
+        """Note that a beat came through; tell whether they do without a gap, and for how long."""
+        now = time.monotonic()
+        if now - self._beat_at > DEAD_S / 2:
+            self._steady_since = now
+        self._beat_at = now
+        return now - self._steady_since >= DEAD_S
 
     async def _tidy(self) -> None:
         """End what the store believes of our links and is not so, and forget old frames."""

@@ -21,7 +21,6 @@ from aegis_control.log import get_logger
 from aegis_control.store import agent_frames, agent_links, clock
 from aegis_control.store.agent_links import LinkRecord
 from aegis_control.store.database import Database
-from aegis_control.store.replicas import DEAD_S
 
 log = get_logger("link")
 
@@ -82,8 +81,8 @@ class Others:
 
     def _learn(self, record: LinkRecord, now_s: float) -> None:
         self._links.close_older(record.agent_id, record.epoch)
-        seen = record.replica_seen
-        alive = seen is not None and now_s - seen < DEAD_S and record.ended_at is None
+        # A replica lives until it is buried: when the store was away, nobody has said so lately.
+        alive = record.replica_seen is not None and record.ended_at is None
         ours = record.replica_id == self._database.replica_id
         if alive and not ours:
             known = self._links.find(record.agent_id)
@@ -97,7 +96,7 @@ class Others:
                 OtherLink.read(record.agent_id, record.replica_id, record.epoch, record.facts)
             )
         elif not alive:
-            since_s = record.ended_at or seen or now_s
+            since_s = record.ended_at or record.replica_seen or now_s
             self._links.nobody_has(record.agent_id, for_s=max(0.0, now_s - since_s))
 
     async def _fetch_frames(self, agent_ids: set[str] | None) -> None:

@@ -28,6 +28,7 @@ from aegis_control.store.engine import WRITES, make_engine, make_patient_engine
 from aegis_control.store.failures import SchemaNewer, StoreUnusable
 from aegis_control.store.migrate import Schema
 from aegis_control.store.tables import keys
+from aegis_control.store.wellness import Wellness
 
 __all__ = ["Database", "Schema", "SchemaNewer", "StoreUnusable"]
 
@@ -40,6 +41,7 @@ STEP: Final = "step"
 """The topic of the words by which a replica finds out how far it has heard."""
 
 _STEP_S: Final = 2.0
+_ANSWER_S: Final = 3.0
 _ALONE: Final = text("SELECT pg_advisory_xact_lock(hashtextextended('aegis.' || :what, 0))")
 _NOTIFY: Final = text("SELECT pg_notify(:channel, word) FROM unnest(CAST(:words AS text[])) word")
 
@@ -67,6 +69,7 @@ class Database:
         self.hears = False
         self.url: Final = url
         self.bus: Final = Bus()
+        self.wellness: Final = Wellness()
         self.shared: Final = not one_writer
         self.replica_id: Final = new_id()
         self.timed: Callable[[Literal["read", "write"], float], None] = lambda kind, took_s: None
@@ -91,7 +94,7 @@ class Database:
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that writes nothing."""
         began = time.monotonic()
-        async with _connected(self._engine) as conn:
+        async with self._watched(), _connected(self._engine) as conn:
             yield conn
         self.timed("read", time.monotonic() - began)
 
@@ -103,7 +106,7 @@ class Database:
         What was told in it (`bus.tell`) is delivered after the commit.
         """
         began = time.monotonic()
-        async with self._turn, _connected(self._writing) as conn:
+        async with self._turn, self._watched(), _connected(self._writing) as conn:
             take_words(conn)  # of one that was rolled back on this connection
             forget_announced(conn)
             async with conn.begin():
@@ -111,6 +114,7 @@ class Database:
                 await write_announced(conn)
                 words = take_words(conn)
                 await self._tell_others(conn, words)
+        self.wellness.worked()
         self.timed("write", time.monotonic() - began)
         self.bus.deliver(words)
 
@@ -156,13 +160,21 @@ class Database:
                 arrived.set_result(None)
 
     async def answers(self) -> bool:
-        """Tell whether the database answers, and has our tables."""
+        """Tell whether the database answers, and takes what we write."""
         try:
-            async with self.read() as conn:
+            async with asyncio.timeout(_ANSWER_S), self.read() as conn:
                 await conn.execute(select(keys.c.id).limit(1))
-        except DBAPIError:
+        except (DBAPIError, TimeoutError):
             return False
-        return True
+        return self.wellness.trouble is None
+
+    @asynccontextmanager
+    async def _watched(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except DBAPIError as exc:
+            self.wellness.failed(exc)
+            raise
 
     async def _tell_others(self, conn: AsyncConnection, words: tuple[Word, ...]) -> None:
         if self.shared and words:
