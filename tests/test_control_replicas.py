@@ -305,6 +305,18 @@ async def test_a_key_made_at_one_replica_and_its_grants_count_at_all(
         assert (await client.ask("GET", "/whoami")).status == 200
 
 
+async def test_of_replicas_that_start_at_the_same_moment_one_makes_the_first_operators_key(
+    tmp: Path, postgres_url: str
+) -> None:
+    async def started(number: int) -> bool:
+        state = tmp / f"at-once-{number}"
+        given = {"database_url": postgres_url, "seal_key": SEAL, "public_base_url": PUBLIC}
+        async with bench(state, **given):
+            return (state / "operator.key").exists()
+
+    assert sorted(await asyncio.gather(*(started(n) for n in range(3)))) == [False, False, True]
+
+
 async def test_without_a_seal_key_a_second_replica_is_refused_and_told_why(
     tmp: Path, postgres_url: str
 ) -> None:

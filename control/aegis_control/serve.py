@@ -154,9 +154,10 @@ def _local_operator(request: web.Request) -> Identity:
 
 async def _first_key(control: Control, state: StateDir) -> Path | None:
     """Make the first operator's key when there is no key at all; returns the file it is in."""
-    if not await control.keyring.empty():
-        return None
-    made = await control.keyring.make_key(Role.OPERATOR, name="first operator")
+    async with control.database.alone("first-key"):  # replicas may start at the same moment
+        if not await control.keyring.empty():
+            return None
+        made = await control.keyring.make_key(Role.OPERATOR, name="first operator")
     write_secret(state.operator_key, f"{made.key}\n".encode())
     log.info("key.made", key_id=made.id, role=str(made.role), file=str(state.operator_key))
     return state.operator_key
