@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import aiohttp
 import pytest
 from aegis_control import announcements
 from aegis_control.feed import BATCH, KEPT, Feed
@@ -22,12 +19,10 @@ from aegis_protocol.actions import Role
 from aegis_protocol.control_link import BoardsChanged, JobMoved, Status
 from aegis_protocol.events import Answer, Connected, KeepAlive, Reset
 from aegis_protocol.fleet_events import (
-    FLEET_EVENT,
     FLEET_TYPES,
     AgentOffline,
     AgentOnline,
     BoardChanged,
-    FleetEvent,
     JobStateChanged,
     Task,
     TaskAssigned,
@@ -36,76 +31,11 @@ from aegis_protocol.fleet_events import (
 from aegis_protocol.states import JobState
 from control_fixtures import Bench, Client, bench, board
 from databases import database_kind, database_url, postgres
+from fleet_reader import WITHIN_S, listening
 from sqlalchemy import update
 from waiting import until
 
 __all__ = ["database_kind", "database_url", "postgres"]
-
-Event = TypeVar("Event", bound=FleetEvent)
-
-WITHIN_S = 20.0
-
-
-@dataclass
-class Stream:
-    """`GET /events` being read. seen: every event so far, with its id."""
-
-    answer: aiohttp.ClientResponse
-    seen: list[tuple[int | None, FleetEvent]] = field(default_factory=list)
-
-    @property
-    def cursor(self) -> int:
-        return next(number for number, _ in reversed(self.seen) if number is not None)
-
-    @property
-    def told(self) -> list[int]:
-        """The ids of what was news, in order."""
-        return [n for n, event in self.seen if n is not None and event.type in FLEET_TYPES]
-
-    async def next(self) -> FleetEvent | None:
-        number, data = None, None
-        async with asyncio.timeout(WITHIN_S):
-            while line := await self.answer.content.readline():
-                text = line.decode().rstrip("\n")
-                if text.startswith("id: "):
-                    number = int(text[4:])
-                elif text.startswith("data: "):
-                    data = text[6:]
-                elif text == "" and data is not None:
-                    event = FLEET_EVENT.validate_json(data)
-                    self.seen.append((number, event))
-                    return event
-        return None
-
-    async def until(
-        self, kind: type[Event], fits: Callable[[Event], bool] = lambda _: True
-    ) -> Event:
-        while (event := await self.next()) is not None:
-            if isinstance(event, kind) and fits(event):
-                return event
-        raise AssertionError(f"the stream ended without {kind.__name__}")
-
-    async def current(self) -> list[FleetEvent]:
-        """What is told up to the keepalive that ends the beginning, without the frame around."""
-        await self.until(KeepAlive)
-        return [e for _, e in self.seen if not isinstance(e, Connected | KeepAlive | Reset)]
-
-
-@asynccontextmanager
-async def listening(
-    client: Client,
-    query: str = "",
-    *,
-    after: int | None = None,
-    headers: dict[str, str] | None = None,
-) -> AsyncIterator[Stream]:
-    given = {} if client.key is None else {"Authorization": f"Bearer {client.key}"}
-    if after is not None:
-        given["Last-Event-ID"] = str(after)
-    url = f"{client.base_url}/events{query}"
-    async with client.session.get(url, headers=given | (headers or {})) as answer:
-        assert answer.status == 200, await answer.text()
-        yield Stream(answer)
 
 
 async def refusal(client: Client, path: str, **headers: str) -> Any:
@@ -653,3 +583,32 @@ async def test_a_key_that_is_limited_to_boards_hears_of_no_other(tmp: Path) -> N
         async with listening(limited, "?types=board_changed") as stream:
             now = await stream.current()
             assert [e.board.id for e in now if isinstance(e, BoardChanged)] == ["p4-2"]
+
+
+async def test_streams_end_when_their_key_is_revoked_or_expires(tmp: Path) -> None:
+    async with bench(tmp / "s") as b:
+        operator, mine = await b.client_of(Role.OPERATOR), await b.client_of(Role.BUILDER)
+        soon = b.client((await b.served.control.keyring.make_key(Role.VIEWER, expires_in_s=1)).key)
+        job_id = await waiting_job(mine)
+        assert mine.key is not None
+        async with (
+            listening(operator) as other,
+            listening(mine) as fleet,
+            listening(b.client(None), f"?ticket={await ticket(mine)}") as by_ticket,
+            listening(soon) as short,
+            mine.events(job_id) as own,
+        ):
+            for stream in (other, fleet, by_ticket, short):
+                await stream.current()
+            path = f"/services/keys/{mine.key.split('_')[2]}"
+            assert (await operator.ask("DELETE", path)).status == 204
+            async with asyncio.timeout(WITHIN_S):
+                while await fleet.next() is not None:
+                    pass
+                while await by_ticket.next() is not None:
+                    pass
+                await own.rest()
+            await waiting_job(operator)  # wakes the others
+            while await short.next() is not None:
+                await waiting_job(operator)
+            await other.until(TaskAvailable)

@@ -9,16 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aegis_control.audit_check import ChainCheck
 from aegis_control.sealing import Seal, SealWrong
 from aegis_control.shared_secrets import SecretsDiffer, agree
 from aegis_control.store import agent_links, clock, replicas
 from aegis_control.store.database import Database
 from aegis_protocol.actions import Role
+from aegis_protocol.audit import AuditList, AuditSeal
 from aegis_protocol.control_link import JobCancel, JobMoved, JobOffer, SignalCandidate, Status
 from aegis_protocol.events import Answer, Assigned, Candidate, Closed, State
+from aegis_protocol.fleet_events import AgentOffline, AgentOnline, BoardChanged, TaskAvailable
 from aegis_protocol.states import JobState
 from control_fixtures import Bench, FakeAgent, bench, board, key_of, link_of
 from databases import postgres, postgres_url
+from fleet_reader import listening
 from sqlalchemy import text
 from waiting import until
 
@@ -338,3 +342,79 @@ async def test_the_seal_key_can_be_changed_and_set_afterwards(postgres_url: str)
         assert await agree(database, Seal([new, old]), "pepper", b"another") == b"first"
         assert await agree(database, Seal([new]), "pepper", b"another") == b"first"
         assert await agree(database, Seal([new]), "issuer", b"other name") == b"other name"
+
+
+async def test_everybody_hears_of_everything_and_resumes_wherever_it_comes_back(
+    tmp: Path, postgres_url: str
+) -> None:
+    """Events told at three replicas; a reader that is at another one each time it comes back."""
+    async with replicas_of(tmp, postgres_url, count=3) as all_of_them:
+        key = await key_of(all_of_them[0].served, Role.BUILDER)
+        clients = [replica.client(key) for replica in all_of_them]
+        async with listening(clients[0], "?types=task_available") as reader:
+            await reader.current()
+            cursor = reader.cursor
+        made: list[str] = []
+        told: list[int] = []
+        seen: list[str] = []
+        for number in range(6):
+            answers = await asyncio.gather(*(client.request() for client in clients))
+            made += [answer.body["job_id"] for answer in answers]
+            at = clients[(number + 1) % 3]
+            async with listening(at, "?types=task_available", after=cursor) as reader:
+                late = await clients[number % 3].request()  # while it reads
+                made.append(late.body["job_id"])
+                for _ in range(2 if number < 5 else len(made) - len(seen)):
+                    seen.append((await reader.until(TaskAvailable)).job_id)
+                told += reader.told
+                cursor = reader.cursor
+        assert sorted(seen) == sorted(made)
+        assert told == sorted(set(told))
+
+
+async def test_a_ticket_of_one_replica_opens_a_stream_at_another_once(
+    tmp: Path, postgres_url: str
+) -> None:
+    async with replicas_of(tmp, postgres_url) as (a, b):
+        answer = await a.client(await key_of(a.served, Role.VIEWER)).ask(
+            "POST", "/events/ticket", {}
+        )
+        path = f"?ticket={answer.body['ticket']}"
+        async with listening(b.client(None), path) as reader:
+            await reader.current()
+            agent = await a.agent(boards=(board("p4-1"),))
+            assert (await reader.until(AgentOnline)).agent_id == agent.id
+            assert (await reader.until(BoardChanged)).board.id == "p4-1"
+            await a.served.control.replica.leave()
+            assert (await reader.until(AgentOffline)).agent_id == agent.id
+        for replica in (a, b):
+            again = await replica.client(None).ask("GET", f"/events{path}")
+            assert again.error.code == "auth.ticket_wrong"
+
+
+async def test_a_key_that_is_revoked_at_one_replica_loses_its_streams_at_another(
+    tmp: Path, postgres_url: str
+) -> None:
+    async with replicas_of(tmp, postgres_url) as (a, b):
+        key = await key_of(a.served, Role.BUILDER)
+        operator = await a.client_of(Role.OPERATOR)
+        async with listening(b.client(key)) as reader:
+            await reader.current()
+            await operator.ask("DELETE", f"/services/keys/{key.split('_')[2]}")
+            assert await reader.next() is None
+
+
+async def test_replicas_seal_one_audit_together(tmp: Path, postgres_url: str) -> None:
+    async with replicas_of(tmp, postgres_url, count=3) as all_of_them:
+        clients = [await replica.client_of(Role.OPERATOR) for replica in all_of_them]
+        for _ in range(3):
+            await asyncio.gather(*(client.request() for client in clients))
+        seal = AuditSeal.model_validate((await clients[0].ask("GET", "/services/audit/seal")).body)
+        found = AuditList.model_validate(
+            (await clients[1].ask("GET", "/services/audit?after=0&limit=1000")).body
+        )
+        check = ChainCheck(seal.checkpoint, seal.heads, {key.kid: key.x for key in seal.keys})
+        for record in found.records:
+            check.take(record)
+        assert check.finish() == ()
+        assert [r.what for r in found.records].count("job.created") == 9

@@ -226,7 +226,7 @@ def wire(
         membership=Membership(database, ledger, links, agent_records),
         signaling=Signaling(issuer, ledger, orders, granting, metrics),
         feed=Feed(database),
-        streams=Streams(metrics),
+        streams=Streams(database, metrics),
         auditor=Auditor(database, issuer, keep_days=config.audit_keep_days),
         link_endpoint=LinkEndpoint(
             database,

@@ -38,6 +38,7 @@ from aegis_control.log import get_logger
 from aegis_control.store import agents, events, jobs
 from aegis_control.store.events import StoredEvent
 from aegis_control.store.jobs import LIVE, JobRecord
+from aegis_control.streams import OpenStream
 
 log = get_logger("events")
 
@@ -57,8 +58,11 @@ async def job_events(control: Control, call: Call) -> web.StreamResponse:
     if control.hub.listeners(job.id) >= MAX_STREAMS_PER_JOB:
         raise RateLimited(f"the job has {MAX_STREAMS_PER_JOB} listeners already", retry_after_s=5)
     sse = Sse(call.request)
-    stream = _Stream(control, job.id, sse)
-    with control.streams.one_more(call.identity.id), control.hub.listen(job.id) as changed:
+    with (
+        control.hub.listen(job.id) as changed,
+        control.streams.one_more(call.identity, changed) as opened,
+    ):
+        stream = _Stream(control, job.id, sse, opened)
         try:
             await sse.open()
             await stream.begin(cursor)
@@ -73,10 +77,11 @@ async def job_events(control: Control, call: Call) -> web.StreamResponse:
 
 
 class _Stream:
-    def __init__(self, control: Control, job_id: str, sse: Sse) -> None:
+    def __init__(self, control: Control, job_id: str, sse: Sse, opened: OpenStream) -> None:
         self._control = control
         self._job_id = job_id
         self._sse = sse
+        self._opened = opened
         self._cursor = 0
 
     async def begin(self, cursor: int | None) -> None:
@@ -115,6 +120,8 @@ class _Stream:
         quiet_since = time.monotonic()
         while not self._control.stopping.is_set():
             changed.clear()
+            if not await self._control.streams.may_go_on(self._opened):
+                return
             async with self._control.database.read() as conn:
                 job = await jobs.get(conn, self._job_id)
                 news = await events.after(conn, self._job_id, self._cursor, limit=_BATCH)

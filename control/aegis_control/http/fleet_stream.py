@@ -10,7 +10,6 @@ though nothing was of interest.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterator
 from typing import Final
@@ -31,6 +30,7 @@ from aegis_control.log import get_logger
 from aegis_control.store import jobs
 from aegis_control.store.announcing import Announcement
 from aegis_control.store.jobs import LIVE
+from aegis_control.streams import OpenStream
 
 log = get_logger("events")
 
@@ -44,10 +44,13 @@ async def fleet_events(control: Control, call: Call) -> web.StreamResponse:
     wanted = filter_of(call.request, call.identity)
     cursor = last_event_id(call.request)
     sse = Sse(call.request)
-    with control.streams.one_more(call.identity.id), control.feed.listen() as changed:
+    with (
+        control.feed.listen() as changed,
+        control.streams.one_more(call.identity, changed) as opened,
+    ):
         try:
             await sse.open()
-            await _Stream(control, sse, wanted).serve(cursor, changed)
+            await _Stream(control, sse, wanted, opened).serve(cursor)
         except ReaderGone:
             log.debug("stream.broken", path="/events")
         except DBAPIError as exc:
@@ -56,13 +59,16 @@ async def fleet_events(control: Control, call: Call) -> web.StreamResponse:
 
 
 class _Stream:
-    def __init__(self, control: Control, sse: Sse, wanted: Filter) -> None:
+    def __init__(self, control: Control, sse: Sse, wanted: Filter, opened: OpenStream) -> None:
         self._control = control
         self._sse = sse
         self._wanted = wanted
+        self._opened = opened
         self._cursor = 0
 
-    async def serve(self, cursor: int | None, changed: asyncio.Event) -> None:
+    async def serve(self, cursor: int | None) -> None:
+        """Tell what is true and what comes, until one side leaves or the key is good no more."""
+        changed = self._opened.changed
         if cursor is None:
             await self._say(Connected(time=time.time()), None)
             await self._snapshot()
@@ -72,6 +78,8 @@ class _Stream:
         quiet_since = time.monotonic()
         while not self._control.stopping.is_set() and not self._sse.left:
             changed.clear()
+            if not await self._control.streams.may_go_on(self._opened):
+                return
             news = await self._control.feed.after(self._cursor)
             if news is None:
                 await self._say(Reset(), None)

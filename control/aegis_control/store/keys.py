@@ -10,6 +10,7 @@ from aegis_protocol.actions import Role
 from sqlalchemy import Row, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from aegis_control.bus import tell
 from aegis_control.store.tables import enroll_tokens, keys
 
 
@@ -87,6 +88,7 @@ async def revoke(conn: AsyncConnection, key_id: str, *, now_s: float) -> bool:
         .where(keys.c.id == key_id, keys.c.revoked_at.is_(None))
         .values(revoked_at=now_s)
     )
+    await tell(conn, "keys", key_id)
     return (
         await conn.execute(select(keys.c.id).where(keys.c.id == key_id))
     ).one_or_none() is not None
