@@ -6,9 +6,8 @@ import asyncio
 import hashlib
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 from aegis_links import ice_knock
@@ -24,7 +23,7 @@ from aegis_protocol.failures.link import (
 )
 from aegis_protocol.http_api import IceServer
 from linked_peers import linked_peers
-from turn_server import TurnServer, Way, turn_server
+from turn_server import TurnServer, Way, running
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.requires("turnserver")]
 
@@ -32,10 +31,10 @@ CHANNELS = {ChannelName.ESPCTL, ChannelName.FIRMWARE}
 
 
 @pytest.fixture
-async def turn(tmp: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TurnServer]:
+def turn(monkeypatch: pytest.MonkeyPatch) -> Iterator[TurnServer]:
     for transport in ("tcp", "tls"):  # a busy machine is no dead server
         monkeypatch.setitem(ice_knock.KNOCK_DEADLINE_S, transport, 20.0)
-    async with turn_server(tmp) as server:
+    with running() as server:
         yield server
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import datetime
 import ipaddress
+import shutil
 import socket
 import ssl
 import subprocess
+import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -63,24 +65,11 @@ class TurnServer:
         return ssl.create_default_context(cafile=self.ca)
 
 
-@asynccontextmanager
-async def turn_server(folder: Path) -> AsyncIterator[TurnServer]:
-    """Started, answering, and stopped in the end. `folder` is for its files."""
-    with running(folder) as server:
-
-        async def answers() -> bool:
-            asked = await ask_all(server.servers("udp", "tcp", "tls"), tls=server.trust)
-            return all(answer.reason is None for answer in asked)
-
-        async with asyncio.timeout(10):
-            while not await answers():
-                assert server.process.poll() is None, (folder / "turn.log").read_text()
-                await asyncio.sleep(0.02)
-        yield server
-
-
 @contextmanager
-def running(folder: Path) -> Iterator[TurnServer]:
+def running() -> Iterator[TurnServer]:
+    """Started, answering, and stopped in the end."""
+    folder = Path(tempfile.mkdtemp(prefix="aegis-turn-"))
+    folder.chmod(0o755)
     certificate, key = write_certificate(folder)
     port, tls_port = _free_port(), _free_port()
     words = [
@@ -93,11 +82,25 @@ def running(folder: Path) -> Iterator[TurnServer]:
     ]  # fmt: skip
     with (folder / "turn.log").open("wb") as log:
         process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
+    server = TurnServer(port, tls_port, certificate, process)
     try:
-        yield TurnServer(port, tls_port, certificate, process)
+        asyncio.run(_answering(server, folder / "turn.log"))
+        yield server
     finally:
         process.kill()
         process.wait(10)
+        shutil.rmtree(folder)
+
+
+async def _answering(server: TurnServer, log: Path) -> None:
+    """Return once it answers by every way."""
+    async with asyncio.timeout(20):
+        while True:
+            asked = await ask_all(server.servers("udp", "tcp", "tls"), tls=server.trust)
+            if all(answer.reason is None for answer in asked):
+                return
+            assert server.process.poll() is None, log.read_text()
+            await asyncio.sleep(0.02)
 
 
 def write_certificate(folder: Path) -> tuple[Path, Path]:

@@ -125,6 +125,7 @@ class AgentConfig(BaseModel):
     """How long a job without a peer or a running task is kept."""
     link_timeout_s: Seconds = Field(default=15, validation_alias="AEGIS_LINK_TIMEOUT")
     connect_timeout_s: Seconds = Field(default=10, validation_alias="AEGIS_CONNECT_TIMEOUT")
+    relay_only: bool = Field(default=False, validation_alias="AEGIS_RELAY_ONLY")
     ca_file: Path | None = Field(default=None, validation_alias="AEGIS_CA_FILE")
     allow_insecure: bool = Field(default=False, validation_alias="AEGIS_ALLOW_INSECURE")
     log: str = Field(default="info", validation_alias="AEGIS_LOG")

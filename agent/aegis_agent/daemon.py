@@ -144,7 +144,7 @@ class Daemon:
             builder=builder,
             boards=self.boards,
             quarantine=self.quarantine,
-            guide=IceGuide(trust(config.ca_file)),
+            guide=IceGuide(trust(config.ca_file), relay_only=config.relay_only),
             incoming=incoming,
             background=self._owned,
             tell_control=self._tell_control,

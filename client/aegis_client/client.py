@@ -49,7 +49,7 @@ class Client:
         account = accounts.resolve(config, store)
         async with (
             ControlClient.connected(config, account) as control,
-            IceGuide(control.trust).running() as guide,
+            IceGuide(control.trust, relay_only=config.relay_only).running() as guide,
         ):
             yield cls(config, store, account, control, guide)
 

@@ -5,6 +5,7 @@ The client's settings, read once from the environment.
     ESPCTL_KEY, MCP_AUTH_SECRET    the API key; else the one kept for that URL
     AEGIS_STORE                    the folder of keys, pins and records
     AEGIS_CA_FILE, SSL_CERT_FILE   roots added to the system's, or used in their place
+    AEGIS_RELAY_ONLY               1: connect over a TURN server alone
     ESPCTL_ALLOW_INSECURE          1: plain http to other machines
     ESPCTL_TRUST                   first-use (pin an agent's key when first met) or pinned
     AEGIS_CONNECT_TIMEOUT, AEGIS_REQUEST_TIMEOUT   seconds
@@ -49,6 +50,7 @@ class ClientConfig:
     ca_file: Path | None = None
     cert_file: Path | None = None
     allow_insecure: bool = False
+    relay_only: bool = False
     trust: TrustMode = TrustMode.FIRST_USE
     connect_timeout_s: float = 10.0
     request_timeout_s: float = 60.0
@@ -74,6 +76,7 @@ def load(env: Mapping[str, str] | None = None, *, url: str | None = None) -> Cli
         ca_file=_file(env, "AEGIS_CA_FILE"),
         cert_file=_file(env, "SSL_CERT_FILE"),
         allow_insecure=allow_insecure,
+        relay_only=_flag(env, "AEGIS_RELAY_ONLY"),
         trust=_trust(env),
         connect_timeout_s=_seconds(env, "AEGIS_CONNECT_TIMEOUT", 10.0),
         request_timeout_s=_seconds(env, "AEGIS_REQUEST_TIMEOUT", 60.0),

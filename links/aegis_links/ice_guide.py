@@ -44,10 +44,12 @@ class IceGuide:
     One for a process is enough: what is known does not depend on credentials. Use it within
     `running`.
 
-    tls  how the certificates of `turns:` servers are judged; by the system's roots without it
+    tls         how the certificates of `turns:` servers are judged; by the system's roots without
+    relay_only  links with this guide use relayed addresses alone, and show no other to a peer
     """
 
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None, *, relay_only: bool = False) -> None:
+        self.relay_only = relay_only
         self._tls = tls
         self._known: dict[Place, _Known] = {}
         self._asking: set[asyncio.Task[str | None]] = set()

@@ -133,7 +133,7 @@ class PeerLink:
         A link whose `offer_sdp` is ready. Give it the answer with `accept_answer`.
 
         guide        what is known of the servers; without it they are asked, which may take time
-        relay_only   use none but relayed addresses, and show no other to the peer
+        relay_only   use none but relayed addresses, and show no other; a guide may say so too
         max_bandwidth_kbps, max_message_rate   slow what this side sends; 0 is no limit
 
         Raises NoCandidates, RelayUnavailable (with relay_only).
@@ -144,7 +144,7 @@ class PeerLink:
             channels,
             Pacer(max_bandwidth_kbps, max_message_rate, asyncio.get_running_loop().time),
             offering=True,
-            relay_only=relay_only,
+            relay_only=relay_only or (guide is not None and guide.relay_only),
             send_queue_bytes=send_queue_bytes,
         )
         async with link._living():
@@ -191,7 +191,7 @@ class PeerLink:
             granted,
             Pacer(max_bandwidth_kbps, max_message_rate, asyncio.get_running_loop().time),
             offering=False,
-            relay_only=relay_only,
+            relay_only=relay_only or (guide is not None and guide.relay_only),
             send_queue_bytes=send_queue_bytes,
             on_rejected=on_rejected,
         )
