@@ -27,7 +27,7 @@ from control_runs import call
 from databases import postgres, postgres_url
 from sqlalchemy import create_engine, text
 from structlog.testing import capture_logs
-from turn_server import SECRET, Way, turn_server
+from turn_server import SECRET, Way, running
 
 __all__ = ["postgres", "postgres_url"]
 
@@ -98,8 +98,7 @@ async def test_a_control_with_everything_in_order_has_no_finding(tmp: Path) -> N
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     url = f"https://127.0.0.1:{port}"
-    (tmp / "turn").mkdir()
-    async with turn_server(tmp / "turn") as turn:
+    with running() as turn:
         trusted = tmp / "roots.pem"
         trusted.write_bytes(authority.path.read_bytes() + turn.ca.read_bytes())
         settings = {

@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,8 @@ def running() -> Iterator[TurnServer]:
         process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
     server = TurnServer(port, tls_port, certificate, process)
     try:
-        asyncio.run(_answering(server, folder / "turn.log"))
+        with ThreadPoolExecutor() as thread:  # there may be a loop in this one
+            thread.submit(asyncio.run, _answering(server, folder / "turn.log")).result()
         yield server
     finally:
         process.kill()
