@@ -94,6 +94,7 @@ ROWS: Final[Mapping[str, ExitCode]] = MappingProxyType(
         "protocol.": ExitCode.UNREACHABLE,
         "request.": ExitCode.USAGE,
         "request.rate_limited": ExitCode.UNREACHABLE,
+        "request.too_slow": ExitCode.UNREACHABLE,
         "role.": ExitCode.NOT_PERMITTED,
         "rpc.": ExitCode.UNREACHABLE,
         "sandbox.": ExitCode.BUILD_FAILED,

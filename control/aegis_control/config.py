@@ -110,6 +110,8 @@ class ControlConfig(BaseSettings):
     connect_timeout_s: float = Field(default=10, gt=0, validation_alias="AEGIS_CONNECT_TIMEOUT")
     link_timeout_s: float = Field(default=15, gt=0, validation_alias="AEGIS_LINK_TIMEOUT")
     """An agent's link without a frame for so long is down."""
+    stall_timeout_s: float = Field(default=30, ge=1, validation_alias="AEGIS_STALL_TIMEOUT")
+    """A peer that takes nothing of what it is sent for so long is cut."""
     keepalive_s: float = Field(default=30, gt=0, validation_alias="AEGIS_KEEPALIVE_SECS")
     lost_after_s: float = Field(default=120, gt=0, validation_alias="AEGIS_LOST_AFTER_SECS")
     """After its agent's link went down a job is `lost`."""

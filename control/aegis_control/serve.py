@@ -28,6 +28,7 @@ from aiohttp import web
 from aegis_control.config import ConfigInvalid, ControlConfig
 from aegis_control.config_sources import default_policy_file
 from aegis_control.control import Control, running
+from aegis_control.http import desk
 from aegis_control.http.app import make_app
 from aegis_control.http.routes import LOCAL_ROUTES, ROUTES
 from aegis_control.identity import LOCAL, Identity
@@ -45,7 +46,6 @@ from aegis_control.store.database import Database
 log = get_logger("serve")
 
 _PEPPER_BYTES: Final = 32
-_BACKLOG: Final = 512
 
 
 class ListenFailed(AegisError):
@@ -93,7 +93,10 @@ async def serving(config: ControlConfig) -> AsyncIterator[Served]:
         )
         operator_key = await _first_key(control, state)
         local = stack.enter_context(listening(state.socket))
-        await _listen(stack, control, sock, tls, local)
+        times = {"headers_s": config.connect_timeout_s, "stall_s": config.stall_timeout_s}
+        admin = make_app(control, LOCAL_ROUTES, door=_local_operator)
+        await stack.enter_async_context(desk.serving(make_app(control, ROUTES), sock, tls, **times))
+        await stack.enter_async_context(desk.serving(admin, local, None, **times))
         stack.callback(control.stop)
         yield Served(control, base_url, sock.getsockname()[1], state.socket, operator_key)
 
@@ -126,22 +129,6 @@ async def serve_until_signal(config: ControlConfig, *, announce: Callable[[Serve
     finally:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.remove_signal_handler(number)
-
-
-async def _listen(
-    stack: AsyncExitStack,
-    control: Control,
-    sock: socket.socket,
-    tls: ssl.SSLContext | None,
-    local: socket.socket,
-) -> None:
-    public = make_app(control, ROUTES)
-    admin = make_app(control, LOCAL_ROUTES, door=_local_operator)
-    for app, listener, context in ((public, sock, tls), (admin, local, None)):
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0)
-        await runner.setup()
-        stack.push_async_callback(runner.cleanup)
-        await web.SockSite(runner, listener, ssl_context=context, backlog=_BACKLOG).start()
 
 
 def _local_operator(request: web.Request) -> Identity:

@@ -19,12 +19,14 @@ from aegis_protocol.failures.http import (
     NotFound,
     OriginRefused,
     RateLimited,
+    RequestTooSlow,
     TicketWrong,
     TooLarge,
     Unavailable,
 )
 from aegis_protocol.ids import new_id
 from aiohttp import hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
 from pydantic import BaseModel, ValidationError
 from sqlalchemy.exc import DBAPIError
 
@@ -43,6 +45,8 @@ from aegis_control.slow import doing
 log = get_logger("http")
 
 MAX_BODY_BYTES: Final = 65_536
+_BODY_S: Final = 20.0
+"""How long a body may take to come."""
 
 _ROUTE: Final = web.RequestKey("aegis_route", str)
 _STREAMS: Final = web.RequestKey("aegis_streams", bool)
@@ -123,8 +127,19 @@ async def _call(control: Control, route: Route, request: web.Request, door: Door
 
 
 async def _body(request: web.Request, model: type[BaseModel]) -> BaseModel:
+    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
+        raise BadRequest("Content-Encoding: send it as it is", field="Content-Encoding")
     try:
-        return model.model_validate_json(await request.read())
+        async with asyncio.timeout(_BODY_S):
+            content = await request.read()
+    except TimeoutError as exc:
+        raise RequestTooSlow(f"the body did not come within {_BODY_S:g} s") from exc
+    except (web.RequestPayloadError, HttpProcessingError) as exc:
+        raise BadRequest("the body can't be read: its chunks or its length are wrong") from exc
+    except ConnectionError as exc:
+        raise BadRequest("the connection was closed before the body was whole") from exc
+    try:
+        return model.model_validate_json(content)
     except ValidationError as exc:
         first = exc.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"])

@@ -48,6 +48,7 @@ STATUS: Final[Mapping[str, HTTPStatus]] = MappingProxyType(
         "enroll.name_taken": HTTPStatus.CONFLICT,
         "agent.quarantined": HTTPStatus.CONFLICT,
         "request.idempotency_conflict": HTTPStatus.CONFLICT,
+        "request.too_slow": HTTPStatus.REQUEST_TIMEOUT,
         "request.too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         "request.rate_limited": HTTPStatus.TOO_MANY_REQUESTS,
         "agent.offline": HTTPStatus.SERVICE_UNAVAILABLE,

@@ -13,6 +13,12 @@ class TooLarge(AegisError):
     remedy = "Send less in one request."
 
 
+class RequestTooSlow(AegisError):
+    code = "request.too_slow"
+    remedy = "Send the whole request at once; check the network between here and control."
+    retryable = True
+
+
 class KeyMissing(AegisError):
     code = "auth.key_missing"
     remedy = "Run `espctl login URL`, or set MCP_AUTH_SECRET to an API key."

@@ -1,0 +1,157 @@
+"""
+Where connections come in, and what is true of them before there is a request.
+
+    a request's headers      within a time, or 408 `request.too_slow`
+    what is no HTTP          400 `request.invalid`, as JSON like every other error
+    an idle connection       closed after 75 s, longer than reverse proxies keep theirs
+    a reader that stops      cut by the kernel when nothing was taken for a time (tcp(7),
+                             TCP_USER_TIMEOUT), whatever it was being sent
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import Final
+
+from aegis_protocol.errors import AegisError, ErrorBody, ErrorReply
+from aegis_protocol.failures.http import BadRequest, RequestTooSlow
+from aiohttp import hdrs, web
+
+from aegis_control.log import get_logger
+
+log = get_logger("http")
+
+_BACKLOG: Final = 512
+_IDLE_S: Final = 75.0
+_LINGER_S: Final = 2.0
+"""How long the rest of a body is taken that was refused, so that the answer is read."""
+_SHUTDOWN_S: Final = 2.0
+_HANDSHAKE_S: Final = 10.0
+
+
+@asynccontextmanager
+async def serving(
+    app: web.Application,
+    sock: socket.socket,
+    tls: ssl.SSLContext | None,
+    *,
+    headers_s: float,
+    stall_s: float,
+) -> AsyncIterator[None]:
+    """
+    Serve `app` on a bound socket until the block ends.
+
+    headers_s  how long the first request's headers may take
+    stall_s    a peer that takes nothing of what it is sent for so long is cut
+    """
+    if sock.family in (socket.AF_INET, socket.AF_INET6):  # connections inherit it
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, int(stall_s * 1000)))
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        shutdown_timeout=_SHUTDOWN_S,
+        keepalive_timeout=_IDLE_S,
+        lingering_time=_LINGER_S,
+        auto_decompress=False,  # nothing that we are sent is worth a bomb
+    )
+    await runner.setup()
+    try:
+        loop = asyncio.get_running_loop()
+
+        def desk() -> asyncio.Protocol:
+            if runner.server is None:
+                raise ConnectionAbortedError("control is stopping")
+            handler = runner.server()
+            # aiohttp makes its handlers itself, and lets nobody say of which class
+            handler.__class__ = Desk
+            loop.call_later(headers_s, handler.look)  # type: ignore[attr-defined]
+            return handler
+
+        server = await loop.create_server(
+            desk,
+            sock=sock,
+            ssl=tls,
+            ssl_handshake_timeout=None if tls is None else _HANDSHAKE_S,
+            backlog=_BACKLOG,
+        )
+        try:
+            yield
+        finally:
+            server.close()
+    finally:
+        await runner.cleanup()
+
+
+class Desk(web.RequestHandler):
+    """One connection. It has no attributes of its own: a handler of aiohttp's becomes one."""
+
+    __slots__ = ()
+
+    def look(self) -> None:
+        """Close the connection if no request has come."""
+        transport = self.transport
+        if self._request_count or transport is None or transport.is_closing():
+            return
+        error = RequestTooSlow("no request came within the time for its headers")
+        transport.write(_raw(error, HTTPStatus.REQUEST_TIMEOUT))
+        log.info("connection.closed", code=error.code, remote=_address(transport))
+        self.force_close()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what aiohttp could not read, and say so in a line, not in a traceback."""
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            log.error("request.crashed", exc_info=exc, remote=request.remote)
+            body = ErrorBody(
+                code=AegisError.code,
+                message="control met an error of its own",
+                remedy=AegisError.remedy,
+            )
+        else:
+            detail = (message or "").splitlines()[:1]
+            error = BadRequest(
+                "this is no HTTP request that can be read"
+                + "".join(f": {line[:120]}" for line in detail if line.isprintable())
+            )
+            log.info(
+                "request.refused", code=error.code, detail=error.message, remote=request.remote
+            )
+            body = error.body()
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer was begun already")
+        response = web.Response(
+            status=status,
+            text=ErrorReply(error=body).model_dump_json(),
+            content_type="application/json",
+            headers={hdrs.CACHE_CONTROL: "no-store", hdrs.SERVER: "aegis-control"},
+        )
+        response.force_close()
+        return response
+
+
+def _raw(error: AegisError, status: HTTPStatus) -> bytes:
+    """An answer for who has not asked yet."""
+    body = ErrorReply(error=error.body()).model_dump_json().encode()
+    head = (
+        f"HTTP/1.1 {status.value} {status.phrase}\r\n"
+        "Content-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n"
+        "Cache-Control: no-store\r\n"
+        "Connection: close\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+def _address(transport: asyncio.BaseTransport) -> str:
+    peer = transport.get_extra_info("peername")
+    return str(peer[0]) if isinstance(peer, tuple) and peer else ""
