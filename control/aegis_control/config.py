@@ -266,20 +266,32 @@ class ControlConfig(BaseSettings):
 
 
 def check_origin(origin: str) -> None:
-    """Raise ValueError unless `origin` is exact: scheme and host, no path, slash or wildcard."""
+    """
+    Raise ValueError unless `origin` is exact: scheme and host, no path, slash or wildcard.
+
+    The error says which value would be right.
+    """
     parts = urlsplit(origin)
     if "*" in origin:
-        raise ValueError(f"{origin!r} has a wildcard: name each origin exactly")
+        raise ValueError(
+            f"{origin!r} has a wildcard: write each origin, such as https://app.example.org"
+        )
+    if "://" not in origin and origin != "null":
+        raise ValueError(f"{origin!r} has no scheme: write https://{origin.rstrip('/')}")
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise ValueError(f"{origin!r} is no origin such as https://app.example.org")
-    if origin.endswith("/"):
-        raise ValueError(f"{origin!r} ends with a slash: write {origin.rstrip('/')}")
+        raise ValueError(f"{origin!r} is no origin: write one such as https://app.example.org")
+    right = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}".lower()
+    if origin.endswith("/") and origin.rstrip("/") == f"{parts.scheme}://{parts.netloc}":
+        raise ValueError(f"{origin!r} ends with a slash: write {right}")
     if origin != f"{parts.scheme}://{parts.netloc}" or "@" in parts.netloc:
-        raise ValueError(f"{origin!r} has more than scheme, host and port")
+        raise ValueError(f"{origin!r} has more than scheme, host and port: write {right}")
     if (parts.scheme, parts.port) in (("http", 80), ("https", 443)):
-        raise ValueError(f"{origin!r} has the default port, which browsers leave out")
-    if origin != origin.lower():
-        raise ValueError(f"{origin!r} has upper-case letters: browsers send {origin.lower()}")
+        raise ValueError(
+            f"{origin!r} has the default port, which browsers leave out: "
+            f"write {right.rpartition(':')[0]}"
+        )
+    if origin != right:
+        raise ValueError(f"{origin!r} has upper-case letters: write {right}")
 
 
 def default_state_dir() -> Path:
