@@ -18,7 +18,9 @@ from aegis_control.commands.doctor_commands import diagnose
 from aegis_control.doctor import running_checks
 from aegis_control.doctor.check import Check, Diagnosis
 from aegis_control.doctor.subject import Answers, Machine, Subject
+from aegis_control.store import audit
 from aegis_control.store.database import Database
+from aegis_protocol.actions import Role
 from aegis_protocol.http_api import Agent, ControlStatus, Job, Reason, Replica
 from aegis_protocol.states import AgentState, JobState
 from certificates import a_certificate, an_authority
@@ -255,6 +257,31 @@ async def test_a_store_with_a_damaged_page_is_found(tmp: Path) -> None:
         file.seek(4096 * 3)
         file.write(os.urandom(4096 * 3))
     finds(await examined(tmp), "integrity", "backup")
+
+
+async def test_an_audit_that_was_tampered_with_is_found(tmp: Path) -> None:
+    async with bench(tmp / "s") as b:
+        for name in ("one", "two", "three"):
+            await b.served.control.keyring.make_key(Role.VIEWER, name=name)
+        async with asyncio.timeout(20):
+            while True:
+                async with b.served.control.database.read() as conn:
+                    sealed = await audit.newest(conn, audit.Wanted(), limit=100)
+                if len(sealed) >= 3:
+                    break
+                await asyncio.sleep(0.05)
+    assert check(await examined(tmp), "audit").status == "ok"
+    with closing(sqlite3.connect(tmp / "s" / "control.db")) as connection, connection:
+        connection.execute("DROP TRIGGER audit_written_once")
+        connection.execute("DROP TRIGGER audit_kept")
+        connection.execute("UPDATE audit SET who = 'somebody else' WHERE seq = 2")
+    finds(await examined(tmp), "audit", "the record 2", "audit verify")
+    with closing(sqlite3.connect(tmp / "s" / "control.db")) as connection, connection:
+        connection.execute("DELETE FROM audit WHERE seq = 2")
+    finds(await examined(tmp), "audit", "behind 1 are missing")
+    with closing(sqlite3.connect(tmp / "s" / "control.db")) as connection, connection:
+        connection.execute("DELETE FROM audit")
+    finds(await examined(tmp), "audit", "were signed for, and the last is 0")
 
 
 async def test_tables_of_a_newer_version_are_found_and_older_ones_are_told(tmp: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import sqlite3
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -25,6 +26,7 @@ from control_runs import WITHIN_S, call, run
 from databases import database_kind, database_url, postgres
 from structlog.testing import capture_logs
 from typer.main import get_command
+from waiting import until
 
 __all__ = ["database_kind", "database_url", "postgres"]
 
@@ -57,7 +59,25 @@ async def test_status_tells_of_the_process_the_store_the_agents_and_the_jobs(tmp
     assert data["agents"] == {"online": 1}
     assert (data["jobs"]["running"], data["jobs"]["pending"], data["links"]) == (1, 1, 1)
     assert data["resident_bytes"] > 10_000_000
+    (here,) = data["replicas"]
+    assert (here["alive"], here["here"], data["skews_s"]) == (True, True, {})
     assert "aegis_agents_online 1.0" in data["metrics"]
+
+
+async def test_a_clock_that_is_off_is_shown_as_long_as_its_agent_is_linked(tmp: Path) -> None:
+    async with bench(tmp / "s") as b:
+        agent = b.machine("lab")
+        await agent.enroll()
+        await agent.link(clock=time.time() - 30)
+        linked = (await call(tmp, "status", "--json")).data["skews_s"]
+        doctor = (await call(tmp, "doctor", "--json", AEGIS_LISTEN="127.0.0.1:0")).data
+        await agent.leave()
+        await until(lambda: not b.served.control.links.all())
+        left = (await call(tmp, "status", "--json")).data["skews_s"]
+    assert -40 < linked[agent.id] < -25
+    (clocks,) = [one for one in doctor["checks"] if one["name"] == "agent_clocks"]
+    assert (clocks["status"], "lab by -" in clocks["detail"]) == ("warning", True)
+    assert left == {}
 
 
 async def test_status_is_told_again_and_again_until_ctrl_c(tmp: Path) -> None:

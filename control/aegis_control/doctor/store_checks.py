@@ -7,26 +7,28 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
 from aegis_protocol.actions import Role
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, func, inspect, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aegis_control.doctor.check import Check, error, failed, ok, skipped, warning
 from aegis_control.doctor.subject import Subject
-from aegis_control.store import keys, migrate
+from aegis_control.store import audit, clock, keys, migrate, tables
 from aegis_control.store.deletion import sqlite_files
 from aegis_control.store.engine import make_patient_engine
 from aegis_control.store.failures import SchemaNewer, StoreUnusable
 
 SKEW_LIMIT_S: Final = 5.0
+_AUDIT_RECORDS: Final = 1000
+_UNSEALED_S: Final = 60.0
 _EXPIRES_SOON_S: Final = 14 * 86_400
-_NOW: Final = text("SELECT extract(epoch FROM clock_timestamp())")
-_NAMES: Final = ("migrations", "integrity", "store_clock", "operator_keys")
+_NAMES: Final = ("migrations", "integrity", "store_clock", "operator_keys", "audit")
 
 
 async def store(subject: Subject) -> tuple[Check, ...]:
@@ -61,12 +63,14 @@ def _whole(found: list[Check], why: str) -> tuple[Check, ...]:
 
 async def _inside(subject: Subject, conn: AsyncConnection) -> AsyncIterator[Check]:
     yield await asyncio.to_thread(integrity, subject)
+    found_missing = True
     try:
         found = await conn.run_sync(migrate.schema)
     except SchemaNewer as exc:
         yield failed("migrations", exc)
     else:
-        if found.missing:
+        found_missing = bool(found.missing)
+        if found_missing:
             yield warning(
                 "migrations",
                 f"the tables are of revision {found.current or 'none'}, and {found.newest} is ours",
@@ -79,6 +83,10 @@ async def _inside(subject: Subject, conn: AsyncConnection) -> AsyncIterator[Chec
         yield await _operator_keys(conn)
     else:
         yield skipped("operator_keys", "there are no tables yet")
+    if not found_missing:
+        yield await _audit(conn)
+    else:
+        yield skipped("audit", "the tables are not of this version")
 
 
 def integrity(subject: Subject) -> Check:
@@ -103,11 +111,38 @@ def integrity(subject: Subject) -> Check:
 async def _store_clock(subject: Subject, conn: AsyncConnection) -> Check:
     if conn.dialect.name == "sqlite":
         return ok("store_clock", "SQLite has this machine's")
-    skew_s = float((await conn.execute(_NOW)).scalar_one()) - subject.machine.now_s()
+    skew_s = await clock.now_s(conn) - subject.machine.now_s()
     said = f"the database's clock is {abs(skew_s):.1f} s {'ahead' if skew_s > 0 else 'behind'}"
     if abs(skew_s) > SKEW_LIMIT_S:
         return error("store_clock", said, "Set both clocks by NTP: timedatectl set-ntp true")
     return ok("store_clock", said)
+
+
+async def _audit(conn: AsyncConnection) -> Check:
+    """The newest records follow on each other, and on them the newest head that was signed."""
+    records = await audit.newest(conn, audit.Wanted(), limit=_AUDIT_RECORDS)
+    whole = (
+        "Look at all of it: aegis-control audit verify. Whoever could write to the store did so."
+    )
+    for before, record in pairwise(records):
+        if record.seq != before.seq + 1:
+            return error("audit", f"records behind {before.seq} are missing", whole)
+        if record.expected_hash(before.hash) != record.hash:
+            return error("audit", f"the record {record.seq} is not the one that was sealed", whole)
+    last = records[-1].seq if records else 0
+    signed = select(func.max(tables.audit_heads.c.seq))
+    head = (await conn.execute(signed)).scalar_one() or 0
+    if head > last:
+        return error("audit", f"{head} records were signed for, and the last is {last}", whole)
+    waiting = select(func.min(tables.audit.c.at)).where(tables.audit.c.seq.is_(None))
+    oldest = (await conn.execute(waiting)).scalar_one()
+    if oldest is not None and time.time() - oldest > _UNSEALED_S:
+        return warning(
+            "audit",
+            "records wait to be sealed for more than a minute",
+            "Control seals them while it runs: start it, or look at its log.",
+        )
+    return ok("audit", f"the newest {len(records)} of {last} records are whole")
 
 
 def _has_keys(connection: Connection) -> bool:

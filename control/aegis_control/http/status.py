@@ -6,16 +6,22 @@ import os
 import resource
 import time
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
+from typing import Final
 
 from aegis_protocol import PROTOCOL_VERSION, __version__
-from aegis_protocol.http_api import ControlStatus, SlowOperation
+from aegis_protocol.http_api import ControlStatus, Replica, SlowOperation
 from sqlalchemy.exc import DBAPIError
 
 from aegis_control.control import Control
 from aegis_control.fleet import Fleet
 from aegis_control.http.route import Call, Reply
-from aegis_control.store import jobs, migrate
+from aegis_control.store import clock, jobs, migrate, replicas
+from aegis_control.store.replicas import ReplicaRecord
+
+_SKEW_S: Final = 1.0
+"""Clocks that are off by less are not told of."""
 
 
 async def status(control: Control, call: Call) -> Reply:
@@ -23,13 +29,23 @@ async def status(control: Control, call: Call) -> Reply:
     agents: Counter[str] = Counter()
     open_jobs: dict[str, int] = {}
     revision: str | None = None
+    others: tuple[ReplicaRecord, ...] = ()
+    skews: dict[str, float] = {}
     store_ok = True
     try:
         async with control.database.read() as conn:
             fleet = await Fleet.look(conn, control.links)
             counts = await jobs.count_by_state(conn)
             revision = await conn.run_sync(migrate.revision)
+            others = await replicas.every(conn, now_s=await clock.now_s(conn))
         agents.update(str(view.state) for view in fleet.views())
+        skews = {
+            record.id: round(record.skew_s, 1)
+            for record in fleet.records
+            if record.skew_s is not None
+            and abs(record.skew_s) > _SKEW_S
+            and record.id in fleet.links
+        }
         open_jobs = {str(state): count for state, count in counts.items()}
     except DBAPIError:
         store_ok = False
@@ -61,6 +77,10 @@ async def status(control: Control, call: Call) -> Reply:
                 )
                 for done in slow.recent
             ),
+            replicas=tuple(
+                Replica(**asdict(one), here=one.id == control.database.replica_id) for one in others
+            ),
+            skews_s=skews,
         )
     )
 

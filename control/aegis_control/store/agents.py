@@ -20,6 +20,9 @@ from aegis_control.store.tables import agents
 
 MAX_REASON: Final = 200
 
+_SKEW: Final = "skew_s"
+"""Beside what the agent said of itself."""
+
 _ONE: Final = select(agents).where(agents.c.id == bindparam("agent"))
 
 
@@ -31,6 +34,7 @@ class AgentRecord:
     resets         how often it was reset: what it remembers of an older number is void
     arrivals       its last hellos: at, instance, address (see `link.clones`)
     cloned         two processes have its key, as far as a quarantine says so
+    skew_s         its clock less ours when it linked up last; None where that is not known
     """
 
     id: str
@@ -47,6 +51,7 @@ class AgentRecord:
     cloned: bool = False
     revoked_at: float | None = None
     revoked_reason: str = ""
+    skew_s: float | None = None
 
 
 async def get(conn: AsyncConnection, agent_id: str) -> AgentRecord | None:
@@ -111,7 +116,7 @@ async def begin_link(
             revoked_through=hello.revoked_through,
             last_seen=now_s,
             hello=hello.model_dump(mode="json", exclude={"signature", "jobs"})
-            | {"signature": "", "jobs": []},
+            | {"signature": "", "jobs": [], _SKEW: hello.clock - now_s},
         )
         .returning(agents.c.link_epoch)
     )
@@ -235,4 +240,5 @@ def _record(row: Row[Any]) -> AgentRecord:
         cloned=row.cloned,
         revoked_at=row.revoked_at,
         revoked_reason=row.revoked_reason,
+        skew_s=None if row.hello is None else row.hello.get(_SKEW),
     )
