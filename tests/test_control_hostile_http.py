@@ -17,7 +17,10 @@ import pytest
 from aegis_control.http import app
 from aegis_protocol.actions import Role
 from control_fixtures import MCP, Bench, bench
+from databases import database_kind, database_url, postgres
 from structlog.testing import capture_logs
+
+__all__ = ["database_kind", "database_url", "postgres"]
 
 WITHIN_S = 20.0
 KEY = f"X-API-Key: {MCP}\r\n".encode()
@@ -268,3 +271,24 @@ def _established(port: int) -> int:
     lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
     wanted = f":{port:04X}"
     return sum(line.split()[1].endswith(wanted) and line.split()[3] == "01" for line in lines)
+
+
+async def test_the_character_nul_is_refused_wherever_it_stands(
+    tmp: Path, database_url: str
+) -> None:
+    async with bench(tmp / "s", database_url=database_url) as b:
+        operator = await b.client_of(Role.OPERATOR)
+        for method, path in (
+            ("GET", "/jobs/%00"),
+            ("GET", "/services/keys?prefix=a%00"),
+            ("GET", "/services/grants?identity=%00"),
+            ("DELETE", "/services/agents/lab%001"),
+        ):
+            answer = await operator.ask(method, path)
+            assert (answer.status, answer.error.code) == (400, "request.invalid"), path
+        wanted = {"role": "viewer", "name": "ci\0"}
+        answer = await operator.ask("POST", "/services/keys", wanted)
+        assert (answer.status, answer.error.code) == (400, "request.invalid")
+        honest = await operator.ask("POST", "/services/keys", wanted | {"name": "\\u0000"})
+        assert (honest.status, honest.body["name"]) == (201, "\\u0000")
+        assert (await operator.ask("GET", "/health")).body["store"] == "ok"

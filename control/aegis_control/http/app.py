@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
@@ -45,6 +46,8 @@ from aegis_control.slow import doing
 log = get_logger("http")
 
 MAX_BODY_BYTES: Final = 65_536
+_NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+"""The one way to write it in JSON. PostgreSQL keeps no text with it."""
 _BODY_S: Final = 20.0
 """How long a body may take to come."""
 
@@ -138,6 +141,8 @@ async def _body(request: web.Request, model: type[BaseModel]) -> BaseModel:
         raise BadRequest("the body can't be read: its chunks or its length are wrong") from exc
     except ConnectionError as exc:
         raise BadRequest("the connection was closed before the body was whole") from exc
+    if _NUL.search(content):
+        raise BadRequest("the character NUL has no place in any text", field="")
     try:
         return model.model_validate_json(content)
     except ValidationError as exc:
@@ -196,6 +201,7 @@ async def _guarded(
     try:
         if request.remote and request.path not in _UNCOUNTED:
             control.rates.admit(request[_ADDRESS])
+        _check_address(request)
         if request.method == hdrs.METH_OPTIONS:
             return origins.preflight(request)
         if request.path != "/agents/link":
@@ -223,6 +229,11 @@ async def _guarded(
             HTTPStatus.INTERNAL_SERVER_ERROR,
         )
     return _refused(control, request, error)
+
+
+def _check_address(request: web.Request) -> None:
+    if "\0" in request.path or any("\0" in f"{k}{v}" for k, v in request.query.items()):
+        raise BadRequest("the character NUL has no place in an address")
 
 
 def _refused(control: Control, request: web.Request, error: AegisError) -> web.Response:
