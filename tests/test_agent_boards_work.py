@@ -20,6 +20,7 @@ from aegis_agent.boards import BoardRegistry
 from aegis_agent.build import Builder
 from aegis_agent.build.bundle import write_bundle
 from aegis_agent.config import AgentConfig, StaticBoard
+from aegis_agent.cut_uploads import CutUploads
 from aegis_agent.grants import GrantGate
 from aegis_agent.identity import Identity
 from aegis_agent.intake import Intake
@@ -183,6 +184,7 @@ async def rig_of(
         quarantine=Quarantine(state / "quarantine.json", Intake(lambda: None)),
         guide=IceGuide(),
         incoming=state / "incoming",
+        cut_uploads=CutUploads(),
         background=background,
         tell_control=tell_control,
     )

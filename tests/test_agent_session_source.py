@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aegis_agent import build_work
 from aegis_links.spool import Spool
 from aegis_links.transfers import TransferPort
 from aegis_protocol.actions import Action
@@ -22,6 +23,7 @@ from aegis_protocol.failures.link import TransferRefused
 from aegis_protocol.frames import TransferData, decode_transfer_frame
 from aegis_protocol.grant import Execution
 from aegis_protocol.rpc import LogsTailResult, SourcePlanResult, TaskInfo
+from aegis_protocol.source import SourcePlan
 from aegis_protocol.states import TaskState
 from agent_control import ControlPlane
 from agent_stand import HELLO, Peer, RunningAgent, an_agent, missing_of
@@ -159,8 +161,8 @@ async def test_a_pack_with_another_file_in_it_keeps_only_what_is_right(peer: Pee
     await nothing_is_left(peer.agent)
 
 
-async def test_an_upload_that_is_cut_keeps_the_files_that_arrived(agent: RunningAgent) -> None:
-    """The line dies in the middle: what was whole is not sent again."""
+async def cut_upload(agent: RunningAgent) -> tuple[SourcePlan, bytes]:
+    """The line dies in the middle of an upload, with a.txt there and b.txt not; what was sent."""
     plan = plan_of(FILES)
     async with agent.peer() as peer:
         await peer.hello()
@@ -170,17 +172,59 @@ async def test_an_upload_that_is_cut_keeps_the_files_that_arrived(agent: Running
         await until(lambda: part_bytes(agent) >= 250_000)
         await peer.link.close()
         await asyncio.wait([asking])
-    await nothing_is_left(agent)
-    async with agent.peer(peer.job_id) as again:
+    return plan, pack
+
+
+async def test_an_upload_that_is_cut_goes_on_where_it_was(
+    agent: RunningAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, pack = await cut_upload(agent)
+    async with agent.peer() as again:
         await again.hello()
+        planned = await again.plan(plan)
+        assert missing_of(plan, planned, FILES) == pack
+        held, offsets = part_bytes(agent), list[int]()
+        port = again.ports[ChannelName.SOURCE]
+        send = port._channel.send
 
-        async def lacks() -> SourcePlanResult:
-            return await again.plan(plan)
+        async def noted(message: bytes | str) -> None:
+            assert isinstance(message, bytes)
+            offsets.append(decode_transfer_frame(message).offset)
+            await send(message)
 
-        found = await lacks()
-        assert found.missing_count == 2  # a.txt was whole
-        await again.upload(FILES)
-        assert (await lacks()).missing_count == 0
+        monkeypatch.setattr(port._channel, "send", noted)
+        # Was nothing kept, then all of it is asked for, and sent.
+        sending = asyncio.create_task(port.send_file(1, pack, from_offset=held))
+        ref = {"transfer": 1, "size_bytes": len(pack), "sha256": sha256(pack).hexdigest()}
+        await again.ask("source.push", plan_id=planned.plan_id, pack=ref)
+        await sending
+        assert held >= 250_000 and min(offsets) == held
+        assert (await again.plan(plan)).missing_count == 0
+        await nothing_is_left(agent)
+
+
+async def test_of_an_upload_that_is_cut_other_source_uses_the_files_that_are_whole(
+    agent: RunningAgent,
+) -> None:
+    await cut_upload(agent)
+    async with agent.peer() as again:
+        await again.hello()
+        changed = FILES | {"b.txt": os.urandom(1000)}
+        assert (await again.plan(plan_of(changed))).missing_count == 2  # a.txt was whole
+        await nothing_is_left(agent)
+        await again.upload(changed)
+        assert (await again.plan(plan_of(changed))).missing_count == 0
+
+
+async def test_a_cut_upload_is_kept_for_a_time(
+    agent: RunningAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_work, "KEPT_S", 0.1)
+    plan, _ = await cut_upload(agent)
+    await nothing_is_left(agent)
+    async with agent.peer() as again:
+        await again.hello()
+        assert (await again.plan(plan)).missing_count == 2  # a.txt was whole
 
 
 async def test_a_build_of_a_plan_that_is_not_all_here_is_refused(peer: Peer) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import structlog
-from aegis_links.file_receiver import partial_path
+from aegis_links.file_receiver import partial_path, partial_size
 from aegis_links.spool import Spool
 from aegis_links.transfers import TransferPort
 from aegis_protocol.control_link import Facts
@@ -39,6 +39,7 @@ from aegis_protocol.source import MAX_PLAN_BYTES, SourcePlan, pack_bitmap, plan_
 from pydantic import ValidationError
 
 from aegis_agent.build import Build, BuildRequest
+from aegis_agent.cut_uploads import KEPT_S, CutUpload
 from aegis_agent.source import PlannedSource, SourceStore
 
 if TYPE_CHECKING:
@@ -89,7 +90,10 @@ async def plan(session: PeerSession, plans: Plans, wish: SourcePlanParams) -> So
             given = await asyncio.to_thread(_read_plan, path)
         finally:
             _removed(path)
-        planned = await session.services.sources.plan(session.job.identity, given)
+        services, identity = session.services, session.job.identity
+        for cut in services.cut_uploads.outdated(identity, plan_digest(given)):
+            await _salvage(services.sources, cut)
+        planned = await services.sources.plan(identity, given)
         plans.put(planned)
     session.job.project_key = given.project_id
     return SourcePlanResult(
@@ -104,25 +108,25 @@ async def push(session: PeerSession, plans: Plans, wish: SourcePushParams) -> So
     """
     Take the missing blobs as one pack; each is verified before it is kept.
 
-    When the upload is cut, every blob that has arrived whole is kept all the same.
+    When the upload is cut, what has arrived is kept: the same pack goes on there, and of another
+    upload's the blobs that are whole.
     """
     async with plans.turn:
         planned = plans.get(wish.plan_id)
         most_bytes = planned.missing_bytes + planned.missing_bytes // 100 + _PACK_SLACK_BYTES
         if wish.pack.size_bytes > most_bytes:
             raise SourceTooLarge("the pack is larger than what is missing")
-        path = session.services.incoming / new_id()
-        background, sources = session.services.background, session.services.sources
-        identity = session.job.identity
-        try:
-            await _receive(session, wish.pack, path)
-        except BaseException:
-            salvaging = _salvage(sources, identity, planned, path, wish.compression)
-            background.start(salvaging, name="salvage")
-            raise
+        services, identity, digest = session.services, session.job.identity, wish.pack.sha256
+        fresh = services.incoming / new_id()
+        async with services.cut_uploads.receiving(identity, digest, fresh) as path:
+            try:
+                await _receive(session, wish.pack, path)
+            except BaseException:
+                _keep(services, identity, planned, wish, path)
+                raise
         # Unpacked to its end, whatever becomes of the session: what is sent once is kept.
-        unpacking = _unpacked(sources, identity, planned, path, wish.compression)
-        whole = await asyncio.shield(background.start(unpacking, name="unpack"))
+        unpacking = _unpacked(services.sources, identity, planned, path, wish.compression)
+        whole = await asyncio.shield(services.background.start(unpacking, name="unpack"))
         plans.put(whole)
     return SourcePushResult(plan_id=whole.plan_id, source_sha256=plan_digest(whole.plan))
 
@@ -229,17 +233,35 @@ async def _unpacked(
         _removed(pack)
 
 
-async def _salvage(
-    sources: SourceStore, identity: str, planned: PlannedSource, pack: Path, compression: str
+def _keep(
+    services: Services, identity: str, planned: PlannedSource, wish: SourcePushParams, path: Path
 ) -> None:
-    part = partial_path(pack)
+    """Keep what has arrived for a while; later, the blobs that are whole in it."""
+    arrived = partial_size(path)
+    if arrived == 0:
+        _removed(path)
+        return
+    cut = CutUpload(identity, planned, wish.pack.sha256, wish.compression, path, arrived)
+    for old in services.cut_uploads.keep(cut):
+        services.background.start(_salvage(services.sources, old), name="salvage")
+    services.background.start(_expire(services, cut), name="cut-upload")
+
+
+async def _expire(services: Services, cut: CutUpload) -> None:
+    await asyncio.sleep(KEPT_S)
+    if services.cut_uploads.give_up(cut):
+        await _salvage(services.sources, cut)
+
+
+async def _salvage(sources: SourceStore, cut: CutUpload) -> None:
+    part = partial_path(cut.path)
     try:
         if part.exists():
-            await sources.push(identity, planned, part, compression)
+            await sources.push(cut.identity, cut.planned, part, cut.compression)
     except AegisError as exc:
         log.info("upload.cut", code=exc.code, detail=exc.message)
     finally:
-        _removed(pack)
+        _removed(cut.path)
 
 
 def _removed(path: Path) -> None:

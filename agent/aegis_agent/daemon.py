@@ -30,6 +30,7 @@ from aegis_agent.boards import BoardRegistry
 from aegis_agent.build import Builder
 from aegis_agent.config import AgentConfig
 from aegis_agent.control_link import ControlLink
+from aegis_agent.cut_uploads import CutUploads
 from aegis_agent.disk.trees import remove_tree
 from aegis_agent.enroll import enrolled
 from aegis_agent.grants import GrantGate
@@ -146,6 +147,7 @@ class Daemon:
             quarantine=self.quarantine,
             guide=IceGuide(trust(config.ca_file), relay_only=config.relay_only),
             incoming=incoming,
+            cut_uploads=CutUploads(),
             background=self._owned,
             tell_control=self._tell_control,
         )

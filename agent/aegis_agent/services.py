@@ -12,6 +12,7 @@ from aegis_protocol.control_link import ToControl
 from aegis_agent.boards import BoardRegistry
 from aegis_agent.build import Builder
 from aegis_agent.config import AgentConfig
+from aegis_agent.cut_uploads import CutUploads
 from aegis_agent.identity import Identity
 from aegis_agent.owned_tasks import OwnedTasks
 from aegis_agent.quarantine import Quarantine
@@ -35,5 +36,6 @@ class Services:
     quarantine: Quarantine
     guide: IceGuide
     incoming: Path
+    cut_uploads: CutUploads
     background: OwnedTasks
     tell_control: Callable[[ToControl], bool]
