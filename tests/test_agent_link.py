@@ -349,7 +349,7 @@ async def test_a_new_issuer_key_is_believed_when_a_trusted_one_signed_it(
             await peer.hello()
     kept = Enrollment.open(tmp / "agent")
     assert kept is not None
-    assert set(kept.keys()) == {"kid-1", "kid-2", "kid-3"}
+    assert list(kept.keys()) == ["kid-2", "kid-3"]
 
 
 @pytest.mark.parametrize("how", ["unsigned", "self-signed", "wrong-signature", "same-kid", "odd"])
@@ -391,8 +391,7 @@ async def test_a_chain_of_keys_is_bounded(tmp: Path) -> None:
         base_url="http://127.0.0.1:1", agent_id="ag", issuer_keys=(issuer_key(keys[0], "kid-0"),)
     )
     kept = first.with_keys(chain).issuer_keys
-    assert len(kept) == 16
-    assert kept[-1].kid == "kid-39"
+    assert [key.kid for key in kept] == ["kid-38", "kid-39"]
 
 
 # What both sides believe of jobs.

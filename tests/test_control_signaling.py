@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jwt
+from aegis_control.config import ControlConfig
 from aegis_control.turn import Side, ice_servers
 from aegis_protocol import grant as grants
 from aegis_protocol.actions import Role
@@ -32,6 +33,7 @@ from aegis_protocol.http_api import GrantReply
 from aegis_protocol.states import JobState
 from control_fixtures import FINGERPRINT, Bench, FakeAgent, bench, sdp
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import SecretStr
 from structlog.testing import capture_logs
 from waiting import until
 
@@ -342,7 +344,8 @@ async def test_one_job_has_a_bounded_number_of_listeners(tmp: Path) -> None:
 async def test_turn_credentials_are_made_for_the_job_and_the_side(tmp: Path) -> None:
     settings = {
         "stun_urls": "stun:stun.example.org:3478",
-        "turn_urls": "turn:turn.example.org:3478,turns:turn.example.org:5349?transport=tcp",
+        "turn_urls": "turn:turn.example.org:3478,turn:turn.example.org:3478?transport=tcp,"
+        "turns:turn.example.org:5349?transport=tcp",
         "turn_secret": "shared with coturn",
     }
     async with bench(tmp / "s", **settings) as b:
@@ -353,10 +356,35 @@ async def test_turn_credentials_are_made_for_the_job_and_the_side(tmp: Path) -> 
         for servers, side in ((grant.ice_servers, "client"), (offer.ice_servers, "agent")):
             stun, turn = servers
             assert stun.urls == ("stun:stun.example.org:3478",)
-            assert turn.urls[1] == "turns:turn.example.org:5349?transport=tcp"
+            assert turn.urls == (
+                "turn:turn.example.org:3478",
+                "turn:turn.example.org:3478?transport=tcp",
+                "turns:turn.example.org:5349?transport=tcp",
+            )
             expiry, job_id, for_side = (turn.username or "").split(":")
             assert (job_id, for_side) == (grant.job_id, side)
             assert abs(int(expiry) - (time.time() + 190)) < 5
+
+
+def test_while_the_turn_secret_changes_there_are_credentials_by_either() -> None:
+    config = ControlConfig(
+        turn_urls=("turn:turn.example.org",),
+        turn_secret=SecretStr("the new one"),
+        turn_secret_previous=SecretStr("the old one"),
+    )
+    both, new, old = (
+        ice_servers(
+            stun_urls=(),
+            turn_urls=config.turn_urls,
+            turn_secrets=secrets,
+            job_id="job-1",
+            side="client",
+            ends_at_s=1_800_000_000,
+        )
+        for secrets in (config.turn_secrets, ("the new one",), ("the old one",))
+    )
+    assert both == (*new, *old)
+    assert new != old
 
 
 def test_turn_credentials_are_what_coturn_computes() -> None:
@@ -369,7 +397,7 @@ def test_turn_credentials_are_what_coturn_computes() -> None:
         (server,) = ice_servers(
             stun_urls=(),
             turn_urls=("turn:turn.example.org",),
-            turn_secret="shared with coturn",
+            turn_secrets=("shared with coturn",),
             job_id="job-1",
             side=side,
             ends_at_s=1_800_000_000.5,

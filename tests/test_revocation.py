@@ -1,4 +1,6 @@
-"""Taking a permission back: a real control, a real agent, and a peer that watches a terminal."""
+"""
+Permissions taken back and keys changed: a real control, a real agent, and a peer that watches.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from typing import Any, cast
 
 import jwt
 import pytest
+from aegis_agent.identity import Enrollment
 from aegis_links.certificate import Certificate
 from aegis_links.peer_link import PeerLink
 from aegis_protocol.actions import Role
@@ -213,3 +216,30 @@ async def test_what_there_is_not_can_not_be_revoked(house: House) -> None:
         body = {"kind": kind, "id": "nothing-of-that-name"}
         answer = await house.operator.ask("POST", "/services/revocations", body)
         assert (answer.status, answer.error.code) == (404, code)
+
+
+async def test_the_agent_follows_a_new_issuer_key_and_over_several_when_it_was_away(
+    house: House,
+) -> None:
+    client = await house.member()
+
+    async def rotate() -> str:
+        answer = await house.operator.ask("POST", "/services/issuer/rotate")
+        assert answer.status == 200, answer.body
+        return str(answer.body["keys"][-1]["kid"])
+
+    await rotate()
+    async with connected(house, client, target="esp32p4") as peer:
+        await peer.ask("job.end")
+    house.wire.cut()
+    await until(lambda: not house.linked, within_s=20)
+    for _ in range(2):
+        newest = await rotate()
+    house.wire.mend()
+    await until(lambda: house.linked, within_s=30)
+    async with connected(house, client, target="esp32p4") as peer:
+        await peer.hello()
+    kept = Enrollment.open(house.agent.state)
+    assert kept is not None
+    assert list(kept.keys())[-1] == newest
+    assert len(kept.issuer_keys) == 2

@@ -55,7 +55,7 @@ class TurnServer:
         return ice_servers(
             stun_urls=(),
             turn_urls=[self.url(way) for way in ways],
-            turn_secret=secret,
+            turn_secrets=(secret,),
             job_id="job",
             side="client",
             ends_at_s=time.time() - ended_s - SPARE_S,

@@ -34,7 +34,8 @@ from aegis_agent.state_dir import prepare, usable
 
 log = structlog.get_logger()
 
-_MOST_ISSUER_KEYS: Final = 16
+_MOST_ISSUER_KEYS: Final = 2
+"""The one that signs and the one before: what was signed with older ones counts no more."""
 
 
 class KeyUnreadable(AegisError):
@@ -127,7 +128,7 @@ class Enrollment(Wire):
     def with_keys(self, offered: Sequence[IssuerKey]) -> Enrollment:
         """
         Return this enrolment with those of `offered` that are introduced by a trusted key, in
-        whatever order they come; the newest 16 are kept.
+        whatever order they come; the newest two are kept.
 
         A key that nobody trusted has signed is left out: it takes a new enrolment.
         """

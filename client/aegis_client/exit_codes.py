@@ -76,6 +76,7 @@ ROWS: Final[Mapping[str, ExitCode]] = MappingProxyType(
         "flash.canceled": ExitCode.CANCELED,
         "frame.": ExitCode.UNREACHABLE,
         "grant.": ExitCode.NOT_PERMITTED,
+        "issuer.": ExitCode.USAGE,
         "job.canceled": ExitCode.CANCELED,
         "job.not_found": ExitCode.USAGE,
         "job.over": ExitCode.USAGE,

@@ -17,6 +17,7 @@ from aegis_control.commands import (
     boards_commands,
     config_commands,
     doctor_commands,
+    issuer_commands,
     jobs_commands,
     key_commands,
     order_commands,
@@ -45,6 +46,7 @@ app.add_typer(agents_commands.agents, name="agents")
 app.add_typer(audit_commands.app, name="audit")
 app.add_typer(config_commands.app, name="config")
 app.add_typer(policy_commands.app, name="policy")
+app.add_typer(issuer_commands.app, name="issuer")
 app.add_typer(revoke_commands.app, name="revoke")
 app.command("status", epilog="Example: aegis-control status --watch")(status_commands.status)
 app.command("doctor", epilog="Example: aegis-control doctor --json")(doctor_commands.doctor)

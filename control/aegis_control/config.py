@@ -82,6 +82,9 @@ class ControlConfig(BaseSettings):
         default=None, validation_alias="AEGIS_SEAL_KEY_PREVIOUS"
     )
     turn_secret: SecretStr | None = Field(default=None, validation_alias="AEGIS_TURN_SECRET")
+    turn_secret_previous: SecretStr | None = Field(
+        default=None, validation_alias="AEGIS_TURN_SECRET_PREVIOUS"
+    )
     trusted_proxies: Annotated[tuple[Network, ...], NoDecode] = Field(
         default=(), validation_alias="AEGIS_TRUSTED_PROXIES"
     )
@@ -252,6 +255,10 @@ class ControlConfig(BaseSettings):
     @property
     def agent_secrets(self) -> tuple[str, ...]:
         return _given(self.agent_auth_secret, self.agent_auth_secret_previous)
+
+    @property
+    def turn_secrets(self) -> tuple[str, ...]:
+        return _given(self.turn_secret, self.turn_secret_previous)
 
     @property
     def seal_keys(self) -> tuple[str, ...]:

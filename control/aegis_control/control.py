@@ -34,8 +34,11 @@ from aegis_control.presence import Presence
 from aegis_control.rate_limits import RateLimits
 from aegis_control.replica import Replica
 from aegis_control.revoking import Revoking
+from aegis_control.rotation import Rotation
+from aegis_control.sealing import Seal
 from aegis_control.signaling import Signaling
 from aegis_control.slow import SlowOperations
+from aegis_control.state_dir import StateDir
 from aegis_control.store import agents, jobs
 from aegis_control.store.database import Database
 from aegis_control.store.jobs import LIVE
@@ -79,6 +82,7 @@ class Control:
     explaining: Explaining
     signaling: Signaling
     revoking: Revoking
+    rotation: Rotation
     link_endpoint: LinkEndpoint
     deadlines: Deadlines
     auditor: Auditor
@@ -95,6 +99,7 @@ class Control:
         self.policy.ask()
         self.membership.wake()
         self.revoking.look_at("")
+        self.rotation.wake()
         self.hub.notify_all()
         self.auditor.wake()
         self.others.wake()
@@ -114,6 +119,7 @@ async def running(
 ) -> AsyncIterator[Control]:
     """A control with its loops running; both end with the block."""
     control = wire(config, database, issuer, policy, pepper, base_url=base_url)
+    await control.rotation.begin()
     async with database.read() as conn:
         live = await jobs.in_states(conn, LIVE)
     control.links.expect({job.agent_id for job in live if job.agent_id is not None})
@@ -134,6 +140,7 @@ async def running(
                 group.create_task(control.others.run(control.stopping), name="others"),
                 group.create_task(listen(database, control.stopping), name="bus"),
                 group.create_task(control.revoking.run(control.stopping), name="revoking"),
+                group.create_task(control.rotation.run(control.stopping), name="rotation"),
             ]
             if (within_s := watchdog_s()) is not None:
                 fed = feed(database, control.placement, control.stopping, within_s=within_s)
@@ -221,6 +228,13 @@ def wire(
         placement=placement,
         granting=granting,
         revoking=revoking,
+        rotation=Rotation(
+            database,
+            issuer,
+            links,
+            Seal(config.seal_keys) if config.seal_keys else None,
+            StateDir(config.state_dir).issuer_key,
+        ),
         ordering=Ordering(ledger, orders),
         explaining=Explaining(database, keyring, issuer),
         membership=Membership(database, ledger, links, agent_records),

@@ -123,12 +123,11 @@ class Granting:
 
     def ice_servers(self, job: JobRecord, side: Side) -> tuple[IceServer, ...]:
         """The ICE servers of one side of a job."""
-        secret = self._config.turn_secret
         ends_at_s = max(job.ends_at or 0.0, time.time() + job.request.timeout_secs)
         return ice_servers(
             stun_urls=self._config.stun_urls,
             turn_urls=self._config.turn_urls,
-            turn_secret=None if secret is None else secret.get_secret_value(),
+            turn_secrets=self._config.turn_secrets,
             job_id=job.id,
             side=side,
             ends_at_s=ends_at_s,

@@ -24,21 +24,21 @@ def ice_servers(
     *,
     stun_urls: Sequence[str],
     turn_urls: Sequence[str],
-    turn_secret: str | None,
+    turn_secrets: Sequence[str],
     job_id: str,
     side: Side,
     ends_at_s: float,
 ) -> tuple[IceServer, ...]:
-    """ends_at_s: when the job's time is over, in unix seconds."""
+    """
+    turn_secrets  newest first: while it changes there are credentials by either
+    ends_at_s     when the job's time is over, in unix seconds
+    """
     servers: list[IceServer] = []
     if stun_urls:
         servers.append(IceServer(urls=tuple(stun_urls)))
-    if turn_urls and turn_secret is not None:
-        username = f"{int(ends_at_s) + SPARE_S}:{job_id}:{side}"
-        digest = hmac.new(turn_secret.encode(), username.encode(), hashlib.sha1).digest()
-        servers.append(
-            IceServer(
-                urls=tuple(turn_urls), username=username, credential=b64encode(digest).decode()
-            )
-        )
+    username = f"{int(ends_at_s) + SPARE_S}:{job_id}:{side}"
+    for secret in turn_secrets if turn_urls else ():
+        digest = hmac.new(secret.encode(), username.encode(), hashlib.sha1).digest()
+        credential = b64encode(digest).decode()
+        servers.append(IceServer(urls=tuple(turn_urls), username=username, credential=credential))
     return tuple(servers)

@@ -594,3 +594,21 @@ class RevocationRow(Wire):
 
 class RevocationList(Wire):
     revocations: tuple[RevocationRow, ...]
+
+
+class IssuerKeyRow(Wire):
+    """
+    A key of the issuer. state: signing; next, trusted and about to sign; valid, its grants still
+    count; past, only part of the chain.
+    """
+
+    kid: Id
+    x: str = Field(max_length=64)
+    prev_kid: Id | None = None
+    made_at: UnixSeconds
+    signs_at: UnixSeconds
+    state: Literal["signing", "next", "valid", "past"]
+
+
+class IssuerKeyList(Wire):
+    keys: tuple[IssuerKeyRow, ...]

@@ -45,11 +45,10 @@ async def _stun(url: str) -> Check:
 
 async def _turn(subject: Subject, url: str) -> Check:
     name = f"turn {url}"
-    secret = subject.config.turn_secret
     (server,) = ice_servers(
         stun_urls=(),
         turn_urls=(url,),
-        turn_secret=None if secret is None else secret.get_secret_value(),
+        turn_secrets=subject.config.turn_secrets[:1],
         job_id="doctor",
         side="client",
         ends_at_s=subject.machine.now_s(),

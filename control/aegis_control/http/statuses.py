@@ -44,6 +44,7 @@ STATUS: Final[Mapping[str, HTTPStatus]] = MappingProxyType(
         "request.method_not_allowed": HTTPStatus.METHOD_NOT_ALLOWED,
         "job.over": HTTPStatus.CONFLICT,
         "grant.stale": HTTPStatus.CONFLICT,
+        "issuer.rotation_refused": HTTPStatus.CONFLICT,
         "state.illegal_move": HTTPStatus.CONFLICT,
         "enroll.name_taken": HTTPStatus.CONFLICT,
         "agent.quarantined": HTTPStatus.CONFLICT,

@@ -190,6 +190,20 @@ grants: Final = Table(
     Index(None, "at"),
 )
 
+issuer_keys: Final = Table(
+    "issuer_keys",
+    metadata,
+    Column("number", _SERIAL, primary_key=True, autoincrement=True),
+    Column("kid", String(80), nullable=False, unique=True),
+    Column("x", String(64), nullable=False),
+    Column("prev_kid", String(80)),
+    Column("sig", String(128)),
+    Column("made_at", Double, nullable=False),
+    Column("signs_at", Double, nullable=False),
+    Column("sealed", LargeBinary),
+    sqlite_autoincrement=True,
+)
+
 revocations: Final = Table(
     "revocations",
     metadata,

@@ -210,6 +210,11 @@ class MethodNotAllowed(AegisError):
     remedy = "docs/protocol.md lists every endpoint with its method."
 
 
+class RotationRefused(AegisError):
+    code = "issuer.rotation_refused"
+    remedy = "Set AEGIS_SEAL_KEY to one value on every replica, restart them, and rotate then."
+
+
 class GrantNotFound(AegisError):
     code = "grant.not_found"
     remedy = "Give the grant's jti: the log, the audit and the job's events have it."

@@ -47,3 +47,17 @@ def upgrade() -> None:
         "agents",
         sa.Column("revoked_through", sa.BigInteger, nullable=False, server_default="0"),
     )
+    op.create_table(
+        "issuer_keys",
+        sa.Column("number", _SERIAL, nullable=False, autoincrement=True),
+        sa.Column("kid", sa.String(80), nullable=False),
+        sa.Column("x", sa.String(64), nullable=False),
+        sa.Column("prev_kid", sa.String(80)),
+        sa.Column("sig", sa.String(128)),
+        sa.Column("made_at", sa.Double, nullable=False),
+        sa.Column("signs_at", sa.Double, nullable=False),
+        sa.Column("sealed", sa.LargeBinary),
+        sa.PrimaryKeyConstraint("number", name="pk_issuer_keys"),
+        sa.UniqueConstraint("kid", name="uq_issuer_keys_kid"),
+        sqlite_autoincrement=True,
+    )
