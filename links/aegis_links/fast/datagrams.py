@@ -19,7 +19,8 @@ from aioice.ice import Connection, StunProtocol
 
 MAX_BURST: Final = 16
 MAX_BATCH: Final = 64
-MAX_BATCH_BYTES: Final = 128 * 1024
+MAX_BATCH_BYTES: Final = 64 * 1024
+"""What is handled in one go, while a keystroke on another channel or link waits."""
 RECEIVE_BUFFER_BYTES: Final = 1024 * 1024
 """What is asked for; the kernel grants no more than net.core.rmem_max."""
 
