@@ -22,11 +22,11 @@ from aegis_protocol.frames import (
     TransferResume,
 )
 
+from aegis_links.shared_blocks import Block, block_of, identity_of
 from aegis_links.tasks import in_thread
 from aegis_links.transfer_mailbox import LiveFrame, Mailbox
 
 MAX_RESUMES: Final = 64
-_BLOCK_BYTES: Final = 256 * 1024
 
 Progress = Callable[[int], None]
 
@@ -148,14 +148,13 @@ class _Memory:
 
 
 class _File:
-    """Read in blocks by a thread, so that a slow disk never holds up the connection."""
+    """Read in blocks that all senders of the file share; see shared_blocks."""
 
     def __init__(self, path: Path, stack: ExitStack) -> None:
         self._path = path
         self._file: FileIO = stack.enter_context(path.open("rb", buffering=0))
         self._stat = os.fstat(self._file.fileno())
-        self._block = b""
-        self._block_at = 0
+        self._block = Block(0, b"")
 
     @property
     def size_bytes(self) -> int:
@@ -166,23 +165,20 @@ class _File:
         return hashlib.file_digest(self._file, "sha256").hexdigest()
 
     async def read(self, offset: int) -> bytes:
-        start = offset - self._block_at
-        if not 0 <= start < len(self._block):
-            self._block = await in_thread(self._read_block, offset)
-            self._block_at, start = offset, 0
-        return self._block[start : start + PAYLOAD_BYTES]
+        block = self._block
+        if not 0 <= offset - block.start < len(block.data):
+            self._block = block = await block_of(self._file, identity_of(self._stat), offset)
+        at = offset - block.start
+        # A file that grew has more in its last block than is to be sent.
+        data = block.data[at : at + min(PAYLOAD_BYTES, self.size_bytes - offset)]
+        if not data:
+            raise self._changed()
+        return data
 
     def check_unchanged(self) -> None:
         now = os.fstat(self._file.fileno())
         if (now.st_size, now.st_mtime_ns) != (self._stat.st_size, self._stat.st_mtime_ns):
             raise self._changed()
-
-    def _read_block(self, offset: int) -> bytes:
-        self._file.seek(offset)
-        block = self._file.read(min(_BLOCK_BYTES, self.size_bytes - offset))
-        if not block:
-            raise self._changed()
-        return block
 
     def _changed(self) -> SentFileChanged:
         return SentFileChanged(
