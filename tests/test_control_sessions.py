@@ -167,3 +167,31 @@ async def test_no_grant_is_ever_in_the_store_or_the_list(tmp: Path) -> None:
         assert part not in listed
         assert part.encode() not in raw
     assert MCP.encode() not in raw
+
+
+@pytest.mark.parametrize("kind", ["grant", "job", "key"])
+async def test_what_was_revoked_is_shown_with_each_grant_that_it_takes(
+    tmp: Path, kind: str
+) -> None:
+    async with one_agent(tmp) as (b, agent, _, operator):
+        client = await b.client_of(Role.BUILDER)
+        granted = await b.running(client, agent)
+        unused = await client.granted(job_id=granted.job_id)
+        rows = {row["state"]: row for row in await _grants(operator)}
+        assert set(rows) == {"open", "unused"}
+        what = {
+            "grant": rows["unused"]["jti"],
+            "job": granted.job_id,
+            "key": rows["unused"]["identity"],
+        }[kind]
+        body = {"kind": kind, "id": what, "reason": "enough"}
+        answer = await operator.ask("POST", "/services/revocations", body)
+        assert answer.status in (200, 202), answer.body
+        after = {row["jti"]: row for row in await _grants(operator)}
+        assert after[rows["unused"]["jti"]]["state"] == "revoked"
+        taken = after[rows["open"]["jti"]]
+        assert taken["state"] == "open", "the agent has not said that it is closed"
+        assert (taken["revoked_at"] is not None) is (kind != "grant")
+        asked = {"token": unused.grant}
+        verdict = (await operator.ask("POST", "/services/verify-token", asked)).body
+        assert (verdict["valid"], verdict["code"]) == (False, "grant.revoked")

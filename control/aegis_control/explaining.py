@@ -7,7 +7,13 @@ from typing import Final
 
 import jwt
 from aegis_protocol.errors import AegisError
-from aegis_protocol.failures.grant import GrantError, GrantExpired, GrantNotYetValid, GrantStale
+from aegis_protocol.failures.grant import (
+    GrantError,
+    GrantExpired,
+    GrantNotYetValid,
+    GrantRevoked,
+    GrantStale,
+)
 from aegis_protocol.failures.http import JobOver, KeyWrong
 from aegis_protocol.grant import GrantClaims
 from aegis_protocol.http_api import TokenVerdict
@@ -132,6 +138,8 @@ class Explaining:
             job = await jobs.get(conn, claims.job_id)
             row = await sessions.one(conn, claims.jti)
         wrong = _stands_against(claims, job) or wrong
+        if row is not None and row.revoked_at is not None:
+            wrong = GrantRevoked("an operator took the permission back")
         verdict = TokenVerdict(
             kind="grant",
             valid=True,

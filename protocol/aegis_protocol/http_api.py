@@ -491,7 +491,7 @@ class GrantRow(Wire):
     """
     A grant and what became of it.
 
-    state   unused (and still good), expired (never used), offered, open, closed
+    state   unused (and still good), expired (never used), offered, revoked, open, closed
     code    the error that closed its connection, where one did
     source  the address that asked for it
     """
@@ -504,12 +504,14 @@ class GrantRow(Wire):
     channels: tuple[ChannelText, ...] = ()
     actions: tuple[Action, ...] = ()
     source: str | None = None
-    state: Literal["unused", "expired", "offered", "open", "closed"]
+    state: Literal["unused", "expired", "offered", "revoked", "open", "closed"]
     issued_at: UnixSeconds
     expires_at: UnixSeconds
     offered_at: UnixSeconds | None = None
     opened_at: UnixSeconds | None = None
     closed_at: UnixSeconds | None = None
+    revoked_at: UnixSeconds | None = None
+    """It, its job or its key was revoked; an agent that is away has not heard of it yet."""
     code: str | None = None
 
 
@@ -528,6 +530,7 @@ class SessionRow(Wire):
     channels: tuple[ChannelText, ...] = ()
     source: str | None = None
     opened_at: UnixSeconds
+    revoked_at: UnixSeconds | None = None
     ends_at: UnixSeconds | None = None
 
 

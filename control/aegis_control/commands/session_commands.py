@@ -96,7 +96,8 @@ def list_sessions(
 def _state(row: GrantRow) -> str:
     match row.state:
         case "open":
-            return f"open since {minute(row.opened_at)}"
+            pending = " (revoked, pending at the agent)" if row.revoked_at is not None else ""
+            return f"open since {minute(row.opened_at)}{pending}"
         case "closed":
             when = "" if row.closed_at is None else f" {minute(row.closed_at)}"
             return f"closed{when}" + (f": {row.code}" if row.code else "")

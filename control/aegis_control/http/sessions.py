@@ -40,6 +40,7 @@ async def list_sessions(control: Control, call: Call) -> Reply:
                     channels=tuple(row.channels or ()),
                     source=row.source,
                     opened_at=row.opened_at,
+                    revoked_at=row.revoked_at,
                     ends_at=row.ends_at,
                 )
                 for row in rows
@@ -83,16 +84,19 @@ def grant_row(row: Row[Any], *, now_s: float) -> GrantRow:
         opened_at=row.opened_at,
         closed_at=row.closed_at,
         code=row.closed_code,
+        revoked_at=row.revoked_at,
     )
 
 
 def _state(
     row: Row[Any], *, now_s: float
-) -> Literal["unused", "expired", "offered", "open", "closed"]:
+) -> Literal["unused", "expired", "offered", "revoked", "open", "closed"]:
     if row.closed_at is not None:
         return "closed"
     if row.opened_at is not None:
         return "open" if JobState(row.job_state) in LIVE else "closed"
+    if row.revoked_at is not None:
+        return "revoked"
     if row.offered_at is not None:
         return "offered"
     return "unused" if now_s < row.expires_at else "expired"

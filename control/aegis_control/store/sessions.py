@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Row, Select, and_, func, or_, select, upda
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aegis_control.store.jobs import LIVE
-from aegis_control.store.tables import agents, grants, jobs, offers
+from aegis_control.store.tables import agents, grants, jobs, keys, offers, revocations
 
 
 async def opened(conn: AsyncConnection, jti: str, *, now_s: float) -> None:
@@ -106,11 +106,23 @@ def _joined() -> Select[Any]:
         agents.c.name.label("agent_name"),
         jobs.c.state.label("job_state"),
         jobs.c.ends_at,
+        _revoked_at().label("revoked_at"),
     ).select_from(
         grants.join(jobs)
         .outerjoin(offers, offers.c.jti == grants.c.jti)
         .outerjoin(agents, agents.c.id == grants.c.agent_id)
+        .outerjoin(keys, keys.c.id == grants.c.identity)
     )
+
+
+def _revoked_at() -> ColumnElement[Any]:
+    """When the grant, its job or its key was revoked; its connection may be open a moment more."""
+    hit = or_(
+        and_(revocations.c.kind == "grant", revocations.c.what == grants.c.jti),
+        and_(revocations.c.kind == "job", revocations.c.what == grants.c.job_id),
+    )
+    own = select(func.min(revocations.c.at)).where(hit).correlate(grants).scalar_subquery()
+    return func.coalesce(own, keys.c.revoked_at)
 
 
 def _live() -> ColumnElement[bool]:
