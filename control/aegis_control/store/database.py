@@ -103,20 +103,24 @@ class Database:
         """
         A transaction that is committed when the block ends, or rolled back when it raises.
 
-        What was told in it (`bus.tell`) is delivered after the commit.
+        What was told in it (`bus.tell`) is delivered after the commit; also when the wait for its
+        answer was cut off, as it may well have been done.
         """
         began = time.monotonic()
-        async with self._turn, self._watched(), _connected(self._writing) as conn:
-            take_words(conn)  # of one that was rolled back on this connection
-            forget_announced(conn)
-            async with conn.begin():
-                yield conn
-                await write_announced(conn)
-                words = take_words(conn)
-                await self._tell_others(conn, words)
+        words: tuple[Word, ...] = ()
+        try:
+            async with self._turn, self._watched(), _connected(self._writing) as conn:
+                take_words(conn)  # of one that was rolled back on this connection
+                forget_announced(conn)
+                async with conn.begin():
+                    yield conn
+                    await write_announced(conn)
+                    words = take_words(conn)
+                    await self._tell_others(conn, words)
+        finally:
+            self.bus.deliver(words)
         self.wellness.worked()
         self.timed("write", time.monotonic() - began)
-        self.bus.deliver(words)
 
     @asynccontextmanager
     async def alone(self, what: str) -> AsyncIterator[None]:
