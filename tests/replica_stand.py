@@ -185,6 +185,11 @@ class ReplicaStand:
     url: str
     replicas: list[ControlProgram]
 
+    def operator_key(self) -> str:
+        """The first operator's key: the replica that came first made it."""
+        files = [replica.folder / "state/operator.key" for replica in self.replicas]
+        return next(file for file in files if file.exists()).read_text().strip()
+
     @classmethod
     @asynccontextmanager
     async def open(

@@ -25,7 +25,7 @@ from replica_stand import MCP, ControlProgram, ReplicaStand
 from waiting import until
 from working_agent import WorkingAgent
 
-WORK_S = 12.0
+WORK_S = 600.0
 DISK_BYTES = 16 << 20
 
 
@@ -79,6 +79,8 @@ class Rig:
         await until(lambda: len(self.asking.told) > before, within_s=30)
         for job_id in self.asking.told:
             assert (await self.control.job(job_id)).id == job_id
+        assert (await self.control.job(self.job_id)).state is JobState.RUNNING
+        self.agent.finish()
         async with asyncio.timeout(60):
             while (await self.control.job(self.job_id)).state is not JobState.SUCCEEDED:
                 await asyncio.sleep(0.2)

@@ -23,7 +23,7 @@ from waiting import until
 from working_agent import WorkingAgent
 
 JOBS = 3
-WORK_S = 6.0
+WORK_S = 600.0
 
 
 @dataclass
@@ -43,10 +43,10 @@ class Stream:
             try:
                 path = f"/signaling/{self.job_id}/events"
                 async with control.event_bytes(path, last) as pieces:
-                    self.opened += 1
                     parser = SseParser(last)
                     async for piece in pieces:
                         for event in parser.feed(piece):
+                            self.opened += event.type == "connected"
                             if event.type != "connected" and event.id != last:
                                 self.ids.append(int(event.id))
                                 self.types.append(event.type)
@@ -89,22 +89,25 @@ async def test_builds_go_on_and_no_event_is_missed_or_seen_twice_over_a_restart(
         account = Account(stand.url, MCP, "the test", "the test")
         control = await stack.enter_async_context(ControlClient.connected(ClientConfig(), account))
         request = GrantRequest(peer_fingerprint=FINGERPRINT, required_channels=("espctl",))
-        streams = []
+        grants = []
         for _ in range(JOBS):
             reply = await control.request_grant(request)
             assert isinstance(reply, GrantReply)
-            streams.append(Stream(reply.job_id))
-            await control.offer(reply.job_id, reply.grant, sdp())
-        async with asyncio.timeout(60), asyncio.TaskGroup() as reading:
+            grants.append(reply)
+        streams = [Stream(grant.job_id) for grant in grants]
+        async with asyncio.timeout(100), asyncio.TaskGroup() as reading:
             for stream in streams:
                 reading.create_task(stream.read(control))
-            await until(lambda: len(agent.runs) == JOBS, within_s=20)
-            await until(lambda: all(stream.opened for stream in streams), within_s=20)
+            await until(lambda: all(stream.opened for stream in streams), within_s=30)
+            for grant in grants:
+                await control.offer(grant.job_id, grant.grant, sdp())
+            await until(lambda: len(agent.runs) == JOBS, within_s=30)
             replica = stand.replicas[0]
             await (replica.kill() if how == "kill" else replica.stop())
             assert all(run.ended is None for run in agent.runs)
             await replica.start()
-        assert agent.links >= 2
+            await until(lambda: agent.links >= 2, within_s=30)
+            agent.finish()
         assert [run.state for run in agent.runs] == [JobState.SUCCEEDED] * JOBS
         assert [run.attempt for run in agent.runs] == [1] * JOBS
         for stream in streams:

@@ -46,7 +46,7 @@ class Run:
 
 
 class WorkingAgent(FakeAgent):
-    """work_s: how long each job runs."""
+    """work_s: how long each job runs, unless `finish` ends it."""
 
     @asynccontextmanager
     async def living(self, *, work_s: float) -> AsyncIterator[None]:
@@ -60,8 +60,12 @@ class WorkingAgent(FakeAgent):
             living = group.create_task(self._live(), name=self.name)
             yield
             living.cancel()
-            for run in self.runs:
-                run.over.set()
+            self.finish()
+
+    def finish(self) -> None:
+        """Let what runs be done now."""
+        for run in self.runs:
+            run.over.set()
 
     async def _live(self) -> None:
         while True:
