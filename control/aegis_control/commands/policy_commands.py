@@ -34,7 +34,7 @@ _DENIED = 10
 """The exit code of a check that says no."""
 
 
-@app.command("validate")
+@app.command("validate", epilog="Example: aegis-control policy validate ./policy.toml")
 def validate(
     file: Annotated[
         Path | None, typer.Argument(help="The file. [AEGIS_POLICY_FILE, /etc/aegis/policy.toml]")
@@ -43,8 +43,6 @@ def validate(
 ) -> None:
     """
     Say what is wrong with a policy file, by line and field; control need not run.
-
-    Example: aegis-control policy validate ./policy.toml
     """
     path = file or load().config.policy_file
     if path is None:
@@ -61,14 +59,12 @@ def validate(
     typer.echo(f"{path} is good: {len(policy.rules)} rules.")
 
 
-@app.command("show")
+@app.command("show", epilog="Example: aegis-control policy show")
 def show(
     url: Url = None, key_file: KeyFile = None, state_dir: State = None, as_json: Json = False
 ) -> None:
     """
     Show the policy in force at the running control.
-
-    Example: aegis-control policy show
     """
     shown = Asking(url, key_file, state_dir).get("/services/policy", PolicyShown)
     if as_json:
@@ -87,7 +83,10 @@ def show(
     Console().print(table)
 
 
-@app.command("check")
+@app.command(
+    "check",
+    epilog="Example: aegis-control policy check --role builder --channels serial",
+)
 def check(
     channels: Annotated[
         str, typer.Option(help="What it would require, comma between.")
@@ -117,8 +116,6 @@ def check(
     """
     Say what a request for a grant would get, and by which rule; nothing is made. Exits 10 when it
     would be refused.
-
-    Example: aegis-control policy check --role builder --channels espctl,serial --target esp32p4
     """
     if key.startswith("aegis_sk_"):
         raise BadRequest(

@@ -21,7 +21,9 @@ app = typer.Typer(
 _Reason = Annotated[str, typer.Option(help="What the peers are told.")]
 
 
-@app.command("grant")
+@app.command(
+    "grant", epilog="Example: aegis-control revoke grant 01a0c450-71dc-7b12-88bd-b86ccf33cc01"
+)
 def grant(
     jti: str,
     reason: _Reason = "",
@@ -32,13 +34,14 @@ def grant(
 ) -> None:
     """
     Close the one connection that a grant opened; the grant is accepted no more.
-
-    Example: aegis-control revoke grant 01a0c450-71dc-7b12-88bd-b86ccf33cc01
     """
     _revoke(Asking(url, key_file, state_dir), "grant", jti, reason, as_json=as_json)
 
 
-@app.command("job")
+@app.command(
+    "job",
+    epilog='Example: aegis-control revoke job JOB_ID --reason "wrong board"',
+)
 def job(
     job_id: str,
     reason: _Reason = "",
@@ -49,13 +52,13 @@ def job(
 ) -> None:
     """
     Close every connection of a job and grant no more for it; what runs in it finishes.
-
-    Example: aegis-control revoke job 01a0c450-71d4-7d2a-9a3b-0e7f4d0f2b11 --reason "wrong board"
     """
     _revoke(Asking(url, key_file, state_dir), "job", job_id, reason, as_json=as_json)
 
 
-@app.command("key")
+@app.command(
+    "key", epilog='Example: aegis-control revoke key b6x3o5tq7yfn2wsd --reason "laptop lost"'
+)
 def key(
     key_id: str,
     reason: _Reason = "",
@@ -66,8 +69,6 @@ def key(
 ) -> None:
     """
     Take a key back, close its connections, cancel its jobs that did not begin.
-
-    Example: aegis-control revoke key b6x3o5tq7yfn2wsd --reason "laptop lost"
     """
     _revoke(Asking(url, key_file, state_dir), "key", key_id, reason, as_json=as_json)
 
@@ -77,14 +78,12 @@ app.command("agent", epilog='Example: aegis-control revoke agent lab-1 --reason 
 )
 
 
-@app.command("list")
+@app.command("list", epilog="Example: aegis-control revoke list")
 def list_revocations(
     url: Url = None, key_file: KeyFile = None, state_dir: State = None, as_json: Json = False
 ) -> None:
     """
     Show what was revoked, newest first, and at which agent it is still pending.
-
-    Example: aegis-control revoke list
     """
     _show(Asking(url, key_file, state_dir).get("/services/revocations", RevocationList), as_json)
 

@@ -1,0 +1,113 @@
+"""What control does about a revocation: tells the agent, wherever its link is, and says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from aegis_control.store import revocations
+from aegis_protocol.actions import Role
+from aegis_protocol.control_link import HeldJob, JobRevoke, KeyRevoke, Revocations, Revoked
+from aegis_protocol.states import JobState
+from control_fixtures import bench, key_of
+from control_runs import call
+from databases import postgres, postgres_url
+from structlog.testing import capture_logs
+from test_control_replicas import replicas_of, sees
+
+__all__ = ["postgres", "postgres_url"]
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    """A control in this process must not log into what a command prints."""
+    with capture_logs():
+        yield
+
+
+async def test_an_agent_at_another_replica_is_told_and_its_word_is_known_everywhere(
+    tmp: Path, postgres_url: str
+) -> None:
+    async with replicas_of(tmp, postgres_url) as (a, c):
+        agent = await a.agent()
+        await sees(c, agent)
+        client = a.client(await key_of(a.served, Role.FLASHER))
+        grant = await a.running(client, agent)
+        await c.served.control.revoking.job(grant.job_id, "not yours")
+        told = await agent.next(Revocations)
+        assert told.revocations == (JobRevoke(job_id=grant.job_id, reason="not yours"),)
+        await agent.send(Revoked(through=told.through))
+        (known,) = await c.served.control.revoking.settled("job", grant.job_id, within_s=20)
+        assert (known.done, known.agent_name) == (True, "bench")
+        refused = await c.client(client.key).offer(grant)
+        assert (refused.status, refused.error.code) == (403, "grant.revoked")
+
+
+async def test_a_link_that_returns_is_told_first_and_a_cursor_spares_what_is_done(
+    tmp: Path,
+) -> None:
+    async with bench(tmp / "s") as b:
+        agent = await b.agent()
+        key = await key_of(b.served, Role.FLASHER)
+        key_id = key.split("_")[2]
+        grant = await b.running(b.client(key), agent)
+        held = HeldJob(job_id=grant.job_id, state=JobState.RUNNING)
+        await agent.leave()
+        await b.served.control.revoking.job(grant.job_id, "")
+        await b.served.control.revoking.key(key_id, "lost")
+        welcome = await agent.link(held)
+        assert welcome.revocations == (
+            JobRevoke(job_id=grant.job_id),
+            KeyRevoke(identity=key_id, reason="lost"),
+        )
+        half = welcome.revoked_through - 1
+        again = await agent.link(held, revoked_through=half)
+        assert again.revocations == (KeyRevoke(identity=key_id, reason="lost"),)
+        # A cursor of another store: better twice than never.
+        strange = await agent.link(held, revoked_through=10_000)
+        assert len(strange.revocations) == 2
+        assert (await agent.link(held, revoked_through=half + 1)).revocations == ()
+
+
+async def test_more_than_a_frame_holds_is_told_frame_by_frame(
+    tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(revocations, "MOST", 2)
+    async with bench(tmp / "s") as b:
+        agent = await b.agent(slots=5, cpu_cores=5.0)
+        grants = [await b.running(b.client(), agent) for _ in range(5)]
+        await agent.leave()
+        for grant in grants:
+            await b.served.control.revoking.job(grant.job_id, "")
+        held = [HeldJob(job_id=grant.job_id, state=JobState.RUNNING) for grant in grants]
+        welcome = await agent.link(*held)
+        seen, through = list(welcome.revocations), welcome.revoked_through
+        while len(seen) < 5:
+            await agent.send(Revoked(through=through))
+            more = await agent.next(Revocations)
+            if more.through > through:  # the one from before our word may have crossed it
+                seen += more.revocations
+                through = more.through
+        told = [one.job_id for one in seen if isinstance(one, JobRevoke)]
+        assert told == [grant.job_id for grant in grants]
+
+
+async def test_an_operator_reads_where_it_is_pending(tmp: Path) -> None:
+    async with bench(tmp / "s") as b:
+        agent = await b.agent()
+        grant = await b.running(b.client(), agent)
+        await agent.leave()
+        told = await call(tmp, "revoke", "job", grant.job_id, "--reason", "wrong board")
+        assert (told.code, told.err) == (0, "")
+        assert "pending at bench" in told.out
+        listed = await call(tmp, "revoke", "list")
+        for word in (grant.job_id, "bench", "pending", "local", "wrong board"):
+            assert word in listed.out
+        unknown = await call(tmp, "revoke", "grant", "no-such-grant", "--json")
+        assert unknown.code != 0
+        assert "grant.not_found" in unknown.err
+        waits = await b.client().request(target="esp32c6")
+        none = await call(tmp, "revoke", "job", waits.body["job_id"])
+        assert "no agent has anything of it" in none.out
+        assert (await b.client().job(waits.body["job_id"]))["state"] == "canceled"
