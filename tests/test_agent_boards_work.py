@@ -337,7 +337,9 @@ async def test_what_can_not_be_flashed_is_said_at_once_and_no_task_is_begun(
             await rig.flash_bundle(tmp / "b.tgz", board_id="bench-1")
         assert list(rig.incoming.iterdir()) == list(rig.job.folder.iterdir()) == []
         assert rig.job.tasks == {}
-        assert await board.status() == before
+        after = await board.status()
+        # What it prints meanwhile, nobody takes.
+        assert after.model_copy(update={"dropped_bytes": before.dropped_bytes}) == before
 
 
 async def test_a_flash_that_fails_ends_its_task_with_the_reason(
