@@ -7,8 +7,10 @@ import gc
 
 import psutil
 import pytest
+from aegis_links import transport
 from aegis_protocol.channels import ChannelName
 from linked_peers import Peers, linked_peers
+from waiting import until
 
 WARM_UP = 50
 CYCLES = 400
@@ -22,6 +24,21 @@ async def spoken(peers: Peers) -> None:
     firmware = ChannelName.FIRMWARE
     await peers.agent.channel(firmware).send(bytes(16_384))
     assert await peers.client.channel(firmware).receive() == bytes(16_384)
+
+
+async def test_sockets_are_given_back_though_ice_does_not_stop_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(transport, "STOP_LIMIT_S", 0.05)
+    never = asyncio.Event()
+    before_fds = psutil.Process().num_fds()
+    async with linked_peers() as peers:
+        stops = [link._transport._ice.stop for link in (peers.client, peers.agent)]
+        for link in (peers.client, peers.agent):
+            monkeypatch.setattr(link._transport._ice, "stop", never.wait)
+    await until(lambda: psutil.Process().num_fds() == before_fds)
+    for stop in stops:
+        await stop()
 
 
 @pytest.mark.long

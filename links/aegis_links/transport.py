@@ -246,8 +246,11 @@ class Transport:
         await asyncio.sleep(0)
         await self._bounded("association", self.association.stop)
         await self._bounded("dtls", self._dtls.stop)
+        sockets = list(self._ice._connection._protocols)
         await _give_back_relays(self._ice._connection)
         await self._bounded("ice", self._ice.stop)
+        for protocol in sockets:  # where ICE did not come to it in time
+            protocol.transport.close()
         if pump is not None:
             pump.cancel()
             await asyncio.wait({pump}, timeout=STOP_LIMIT_S)
