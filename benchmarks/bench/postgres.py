@@ -43,7 +43,7 @@ async def private_cluster() -> AsyncIterator[str]:
         )
         try:
             async with asyncio.timeout(_READY_S):
-                while not (folder / ".s.PGSQL.5432").exists():  # noqa: ASYNC110  nobody tells
+                while not await _answers(folder):  # noqa: ASYNC110  nobody tells
                     await asyncio.sleep(0.05)
             yield f"postgresql+asyncpg://aegis@/postgres?host={folder}"
         finally:
@@ -51,6 +51,17 @@ async def private_cluster() -> AsyncIterator[str]:
             await server.wait()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _answers(folder: Path) -> bool:
+    import asyncpg
+
+    try:
+        connection = await asyncpg.connect(host=str(folder), user="aegis", database="postgres")
+    except (OSError, asyncpg.PostgresError):
+        return False
+    await connection.close()
+    return True
 
 
 async def _run(*command: str, user: int | None) -> None:

@@ -138,3 +138,5 @@ class Feed:
                 del self._told[:-KEPT]
             for event in self._listeners:
                 event.set()
+            if len(found) < BATCH:
+                return

@@ -28,7 +28,7 @@ from aegis_control.store.mirror import Mirror
 log = get_logger("placement")
 
 _GATHER_S: Final = 0.003
-"""Requests that arrive within this time are decided together."""
+"""So long after a tick is the next: what arrives in between is decided together."""
 _AFTER_TROUBLE_S: Final = 1.0
 _SETTLE_S: Final = 5.0
 
@@ -50,6 +50,7 @@ class Placement:
         self._metrics = metrics
         self._changed = changed
         self._known = KnownCapability()
+        self._quiet_until_s = 0.0
         self._upcoming: asyncio.Future[None] | None = None
 
     async def settle(self) -> bool:
@@ -67,7 +68,7 @@ class Placement:
             await self._changed.wait()
             if stopping.is_set():
                 return
-            await asyncio.sleep(_GATHER_S)
+            await asyncio.sleep(self._quiet_until_s - time.monotonic())
             self._changed.clear()
             waiters, self._upcoming = self._upcoming, None
             try:
@@ -80,6 +81,7 @@ class Placement:
                 await asyncio.sleep(_AFTER_TROUBLE_S)
                 self._changed.set()
             finally:
+                self._quiet_until_s = time.monotonic() + _GATHER_S
                 if waiters is not None and not waiters.done():
                     waiters.set_result(None)
 

@@ -8,6 +8,7 @@ and links end, then the process; a second one ends it at once.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -44,6 +45,9 @@ from aegis_control.state_dir import StateDir
 from aegis_control.store.database import Database
 
 log = get_logger("serve")
+
+_COLLECT_AFTER: Final = (20_000, 20, 20)
+"""New objects before the youngest generation is looked at; and how often the older ones are."""
 
 _PEPPER_BYTES: Final = 32
 
@@ -117,6 +121,7 @@ async def serve_until_signal(config: ControlConfig, *, announce: Callable[[Serve
     try:
         async with serving(config) as served:
             loop.add_signal_handler(signal.SIGHUP, served.control.policy.ask)
+            _spare_the_collector()
             announce(served)
             log.info("control.started", base_url=served.base_url, version=__version__)
             notify("READY=1")
@@ -209,6 +214,16 @@ def _warn(config: ControlConfig) -> None:
     for path in (config.tls_key_file,):
         if path is not None and stat.S_IMODE(path.stat().st_mode) & 0o077:
             log.warning("config.file_open_to_others", file=str(path), remedy="chmod 600 it.")
+
+
+def _spare_the_collector() -> None:
+    """
+    What lives by now lives to the end, and requests leave no cycles behind: looking for them as
+    often as Python does by itself takes a tenth of the time of a request.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_COLLECT_AFTER)
 
 
 def _exit_overdue() -> None:

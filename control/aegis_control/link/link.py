@@ -51,6 +51,8 @@ class Link:
         self._socket = socket
         self._transport = transport
         self._ping_s = ping_s
+        self._sent_at = time.monotonic()
+        self._next_ping: asyncio.TimerHandle | None = None
         self._out: asyncio.Queue[ToAgent | None] = asyncio.Queue(_QUEUE_FRAMES)
 
     def facts(self) -> Mapping[str, Any]:
@@ -82,18 +84,29 @@ class Link:
 
     async def write(self) -> None:
         """Send frames, and pings in between, until `close` or until the socket breaks."""
-        while True:
-            frame: ToAgent | None
-            try:
-                async with asyncio.timeout(self._ping_s):
-                    frame = await self._out.get()
-            except TimeoutError:
-                frame = Ping(time=time.time())
-            if frame is None:
-                await self._socket.close()
-                return
-            try:
-                await self._socket.send_str(frame.model_dump_json())
-            except ConnectionError:
-                await self._socket.close()
-                return
+        self._ping_later(self._ping_s)
+        try:
+            while (frame := await self._out.get()) is not None:
+                self._sent_at = time.monotonic()
+                try:
+                    await self._socket.send_str(frame.model_dump_json())
+                except ConnectionError:
+                    break
+            await self._socket.close()
+        finally:
+            if self._next_ping is not None:
+                self._next_ping.cancel()
+
+    def _ping_later(self, after_s: float) -> None:
+        # a timer, and not a deadline on the wait for a frame: that would cost a cancellation per
+        # ping, and pings are most of what a control with many idle agents does
+        self._next_ping = asyncio.get_running_loop().call_later(after_s, self._ping)
+
+    def _ping(self) -> None:
+        left_s = self._sent_at + self._ping_s - time.monotonic()
+        if left_s > 0:
+            self._ping_later(left_s)
+            return
+        if self._out.empty():
+            self._out.put_nowait(Ping(time=time.time()))
+        self._ping_later(self._ping_s)

@@ -293,6 +293,8 @@ class Asked:
         if self._known.placed is not None:
             return self._known.placed
         wanted = self._request.agent_id
+        if wanted is None:
+            return None
         return next((a for a in self._known.agents if wanted in (a.id, a.name)), None)
 
     def _sense(self) -> list[Why]:
