@@ -45,6 +45,32 @@ class OtherHost:
         finally:
             _run("ip", "netns", "del", host.name)  # and the cable with it
 
+    @classmethod
+    @contextmanager
+    def behind_nat(cls) -> Iterator[OtherHost]:
+        """One more cable away: what is between them shows its own address in the place of this."""
+        with cls.plugged_in() as router:
+            host = cls()
+            host.server = router.server
+            _run("ip", "netns", "add", host.name)
+            try:
+                cable = ("type", "veth", "peer", "name", "eth0", "netns", host.name)
+                router._inside("ip", "link", "add", "inner", *cable)
+                router._inside("ip", "addr", "add", "192.168.77.1/30", "dev", "inner")
+                router._inside("ip", "link", "set", "inner", "up")
+                host._inside("ip", "link", "set", "lo", "up")
+                host._inside("ip", "addr", "add", "192.168.77.2/30", "dev", "eth0")
+                host._inside("ip", "link", "set", "eth0", "up")
+                host._inside("ip", "route", "add", "default", "via", "192.168.77.1")
+                router._inside("sysctl", "-q", "-w", "net.ipv4.ip_forward=1")
+                router._inside("nft", "add table ip nat")
+                hook = "{ type nat hook postrouting priority 100 ; }"
+                router._inside("nft", f"add chain ip nat out {hook}")
+                router._inside("nft", "add rule ip nat out oifname eth0 masquerade")
+                yield host
+            finally:
+                _run("ip", "netns", "del", host.name)
+
     def command(self, *words: str) -> tuple[str, ...]:
         """The words that run a program there."""
         return ("/usr/sbin/ip", "netns", "exec", self.name, *words)

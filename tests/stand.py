@@ -29,6 +29,7 @@ import pytest
 BIN: Final = Path(sys.executable).parent
 ROOT: Final = Path(__file__).parents[1]
 FIXTURES: Final = ROOT / "firmware_fixtures"
+EVERYWHERE: Final = "0.0.0.0"  # noqa: S104  other hosts of a test come by a cable of their own
 READY_S: Final = 30.0
 COMMAND_S: Final = 90.0
 _ANSI: Final = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\))")

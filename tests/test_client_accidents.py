@@ -13,7 +13,7 @@ import pytest
 from aegis_client.exit_codes import ExitCode
 from fixtures_platformio import platformio_home
 from other_host import OtherHost
-from stand import BIN, Client, Program, Stand, a_stand, copy_project
+from stand import BIN, EVERYWHERE, Client, Program, Stand, a_stand, copy_project
 
 __all__ = ["platformio_home"]
 
@@ -22,8 +22,6 @@ pytestmark = [
     pytest.mark.timeout(300),
     pytest.mark.requires("bwrap", "riscv64-unknown-elf-gcc"),
 ]
-
-EVERYWHERE = "0.0.0.0"  # noqa: S104  the other hosts of a test come by a cable of their own
 
 _COUNTS = """
 import time

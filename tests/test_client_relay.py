@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from aegis_client.exit_codes import ExitCode
 from fixtures_platformio import platformio_home
-from stand import Client, Done, a_stand
+from other_host import OtherHost
+from stand import BIN, EVERYWHERE, Client, Done, a_stand
 from turn_server import SECRET, TurnServer, running
 
 __all__ = ["platformio_home"]
@@ -89,3 +90,46 @@ def test_a_refused_relay_is_a_warning_beside_a_direct_way_and_an_error_without(
     assert ice["status"] == "error"
     assert "link.relay_refused" in ice["detail"]
     assert checks(failed)["agent"]["status"] == "skipped"
+
+
+@pytest.mark.requires("root", "nft")
+@pytest.mark.parametrize("between", ["a NAT", "a wall"])
+def test_the_way_is_found_through_a_nat_and_around_a_wall(
+    platformio_home: Path, between: str
+) -> None:
+    """Behind a NAT there is a direct way; where no datagram passes, the relay is reached by TLS."""
+    host_of = OtherHost.behind_nat if between == "a NAT" else OtherHost.plugged_in
+    with (
+        host_of() as host,
+        running(host.server) as turn,
+        a_stand(
+            platformio_home,
+            listen=EVERYWHERE,
+            AEGIS_STUN_URLS=f"stun:{turn.host}:{turn.port}",
+            AEGIS_TURN_URLS=",".join(turn.url(way) for way in ("udp", "tls")),
+            AEGIS_TURN_SECRET=SECRET,
+            AEGIS_CA_FILE=str(turn.ca),
+            ESPCTL_ALLOW_INSECURE="1",
+        ) as stand,
+    ):
+        stand.agent()
+        if between == "a wall":
+            host.block_udp()
+        done = stand.run(
+            *host.command(str(BIN / "espctl"), "test-connection", "--json"),
+            AEGIS_STORE=str(stand.folder / "client"),
+            MCP_AUTH_SECRET=stand.key("flasher"),
+            ESPCTL_URL=f"http://{host.server}:{stand.port}",
+        ).expect()
+    figures = done.json["figures"]
+    stun, by_udp, by_tls = (server["reason"] for server in figures["ice_servers"])
+    if between == "a NAT":
+        assert (stun, by_udp, by_tls) == (None, None, None)
+        assert figures["candidates"]["here"] == {"host": 1, "srflx": 1, "relay": 1}
+        assert figures["relayed"] is False
+    else:
+        assert (stun, by_udp, by_tls) == ("no answer in time", "no answer in time", None)
+        assert figures["candidates"]["here"] == {"host": 1, "relay": 1}
+        assert figures["relayed"] is True
+        assert figures["path"].startswith("relay/")
+    assert figures["down_bytes_per_s"] > 0

@@ -38,6 +38,7 @@ Way = Literal["udp", "tcp", "tls"]
 
 @dataclass(frozen=True)
 class TurnServer:
+    host: str
     port: int
     tls_port: int
     ca: Path
@@ -45,8 +46,8 @@ class TurnServer:
 
     def url(self, way: Way) -> str:
         if way == "tls":
-            return f"turns:{HOST}:{self.tls_port}"
-        return f"turn:{HOST}:{self.port}?transport={way}"
+            return f"turns:{self.host}:{self.tls_port}"
+        return f"turn:{self.host}:{self.port}?transport={way}"
 
     def servers(
         self, *ways: Way, secret: str = SECRET, ended_s: float = -600
@@ -67,15 +68,15 @@ class TurnServer:
 
 
 @contextmanager
-def running() -> Iterator[TurnServer]:
-    """Started, answering, and stopped in the end."""
+def running(host: str = HOST) -> Iterator[TurnServer]:
+    """Started, answering at that address of this machine, and stopped in the end."""
     folder = Path(tempfile.mkdtemp(prefix="aegis-turn-"))
     folder.chmod(0o755)
-    certificate, key = write_certificate(folder)
-    port, tls_port = _free_port(), _free_port()
+    certificate, key = write_certificate(folder, host)
+    port, tls_port = _free_port(host), _free_port(host)
     words = [
         "turnserver", "-n", "--no-cli", "--no-dtls", "--simple-log", "--fingerprint",
-        f"--listening-ip={HOST}", f"--relay-ip={HOST}", "--allow-loopback-peers",
+        f"--listening-ip={host}", f"--relay-ip={host}", "--allow-loopback-peers",
         f"--listening-port={port}", f"--tls-listening-port={tls_port}",
         f"--cert={certificate}", f"--pkey={key}",
         "--use-auth-secret", f"--static-auth-secret={SECRET}", "--realm=aegis.test",
@@ -83,7 +84,7 @@ def running() -> Iterator[TurnServer]:
     ]  # fmt: skip
     with (folder / "turn.log").open("wb") as log:
         process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
-    server = TurnServer(port, tls_port, certificate, process)
+    server = TurnServer(host, port, tls_port, certificate, process)
     try:
         with ThreadPoolExecutor() as thread:  # there may be a loop in this one
             thread.submit(asyncio.run, _answering(server, folder / "turn.log")).result()
@@ -105,8 +106,8 @@ async def _answering(server: TurnServer, log: Path) -> None:
             await asyncio.sleep(0.02)
 
 
-def write_certificate(folder: Path) -> tuple[Path, Path]:
-    """A certificate for HOST that vouches for itself, and its key."""
+def write_certificate(folder: Path, host: str) -> tuple[Path, Path]:
+    """A certificate for `host` that vouches for itself, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "turn")])
     now = datetime.datetime.now(datetime.UTC)
@@ -119,7 +120,7 @@ def write_certificate(folder: Path) -> tuple[Path, Path]:
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=1))
         .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST))]),
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(host))]),
             critical=False,
         )
         .sign(key, hashes.SHA256())
@@ -136,7 +137,7 @@ def write_certificate(folder: Path) -> tuple[Path, Path]:
     return public, private
 
 
-def _free_port() -> int:
+def _free_port(host: str) -> int:
     with socket.socket() as tcp:
-        tcp.bind((HOST, 0))
+        tcp.bind((host, 0))
         return int(tcp.getsockname()[1])
