@@ -14,8 +14,11 @@ from aegis_protocol.actions import Role
 from aegis_protocol.control_link import JobOffer
 from control_fixtures import Bench, FakeAgent, bench
 from control_runs import call
+from databases import database_kind, database_url, postgres
 from stand import Stand, a_stand
 from structlog.testing import capture_logs
+
+__all__ = ["database_kind", "database_url", "postgres"]
 
 HEADERS = {"X-Forwarded-For": "192.0.2.9"}
 
@@ -126,11 +129,11 @@ async def test_an_agent_that_starts_often_or_whose_network_flaps_is_not_taken_fo
         assert row["state"] == "online"
 
 
-async def test_two_that_meet_different_replicas_are_seen_too(tmp: Path) -> None:
-    database = f"sqlite+aiosqlite:///{tmp / 'shared.db'}"
+async def test_two_that_meet_different_replicas_are_seen_too(tmp: Path, database_url: str) -> None:
+    shared = {"database_url": database_url, "seal_key": "what replicas share lies sealed with this"}
     async with (
-        bench(tmp / "one", database_url=database) as one,
-        bench(tmp / "two", database_url=database) as two,
+        bench(tmp / "one", **shared) as one,
+        bench(tmp / "two", **shared) as two,
     ):
         agent = await one.agent()
         twin = two.machine(agent.name)

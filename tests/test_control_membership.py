@@ -13,8 +13,11 @@ from aegis_protocol.signing import b64, public_bytes
 from control_fixtures import AGENTS, Answered, Bench, FakeAgent, bench
 from control_runs import call
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from databases import database_kind, database_url, postgres
 from sqlalchemy import select
 from structlog.testing import capture_logs
+
+__all__ = ["database_kind", "database_url", "postgres"]
 
 
 @pytest.fixture(autouse=True)
@@ -34,8 +37,10 @@ async def _acts(b: Bench) -> list[dict[str, Any]]:
         return [dict(row._mapping) for row in rows]
 
 
-async def test_tokens_are_made_listed_and_revoked_without_showing_them_again(tmp: Path) -> None:
-    async with bench(tmp / "s") as b:
+async def test_tokens_are_made_listed_and_revoked_without_showing_them_again(
+    tmp: Path, database_url: str
+) -> None:
+    async with bench(tmp / "s", database_url=database_url) as b:
         made = (await call(tmp, "enroll-token", "create", "--name", "lab", "--json")).data
         spare = (await call(tmp, "enroll-token", "create")).out.strip()
         assert spare.split("_")[2] != made["id"]
@@ -80,8 +85,10 @@ async def test_the_same_key_may_enrol_again_and_a_new_one_only_after_the_old_was
         assert (await _enrolls(b, again)).status == 200, "it was forgotten, not revoked"
 
 
-async def test_an_agent_that_was_revoked_is_out_at_once_and_stays_out(tmp: Path) -> None:
-    async with bench(tmp / "s") as b:
+async def test_an_agent_that_was_revoked_is_out_at_once_and_stays_out(
+    tmp: Path, database_url: str
+) -> None:
+    async with bench(tmp / "s", database_url=database_url) as b:
         agent, client = await b.agent("lab"), b.client()
         grant = await b.running(client, agent)
         revoked = await call(tmp, "agents", "revoke", "lab", "--reason", "stolen")
@@ -125,9 +132,8 @@ async def test_a_token_is_not_used_up_by_an_agent_that_was_revoked(tmp: Path) ->
         assert (await _enrolls(b, b.machine("other"), token)).status == 200
 
 
-async def test_the_link_is_closed_on_whichever_replica_it_is(tmp: Path) -> None:
-    database = f"sqlite+aiosqlite:///{tmp / 'shared.db'}"
-    async with bench(tmp / "s", database_url=database) as b:
+async def test_the_link_is_closed_on_whichever_replica_it_is(tmp: Path, database_url: str) -> None:
+    async with bench(tmp / "s", database_url=database_url) as b:
         agent = await b.agent("lab")
         control = b.served.control
         async with control.database.write() as conn:  # as another replica does it

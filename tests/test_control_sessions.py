@@ -15,8 +15,11 @@ from aegis_protocol.failures.link import PeerGone
 from aegis_protocol.states import JobState
 from control_fixtures import MCP, Bench, Client, FakeAgent, bench
 from control_runs import call
+from databases import database_kind, database_url, postgres
 from structlog.testing import capture_logs
 from waiting import until
+
+__all__ = ["database_kind", "database_url", "postgres"]
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +36,10 @@ async def _grants(operator: Client, query: str = "") -> list[dict[str, Any]]:
 
 
 @asynccontextmanager
-async def one_agent(tmp: Path) -> AsyncIterator[tuple[Bench, FakeAgent, Client, Client]]:
-    async with bench(tmp / "s") as b:
+async def one_agent(
+    tmp: Path, database_url: str
+) -> AsyncIterator[tuple[Bench, FakeAgent, Client, Client]]:
+    async with bench(tmp / "s", database_url=database_url) as b:
         agent = await b.agent("lab")
         yield b, agent, b.client(), await b.client_of(Role.OPERATOR)
 
@@ -44,8 +49,10 @@ async def _closes(agent: FakeAgent, job_id: str, jti: str) -> None:
     await agent.send(SessionClosed(job_id=job_id, jti=jti, error=error))
 
 
-async def test_a_grant_is_listed_from_its_issue_to_the_end_of_its_connection(tmp: Path) -> None:
-    async with one_agent(tmp) as (_, agent, client, operator):
+async def test_a_grant_is_listed_from_its_issue_to_the_end_of_its_connection(
+    tmp: Path, database_url: str
+) -> None:
+    async with one_agent(tmp, database_url) as (_, agent, client, operator):
         grant = await client.granted(required_channels=["espctl", "pty"])
         (row,) = await _grants(operator)
         assert (row["state"], row["identity"], row["agent_name"]) == ("unused", "mcp", "lab")
@@ -93,8 +100,8 @@ async def _breath() -> None:
     await asyncio.sleep(0.01)
 
 
-async def test_a_session_ends_with_its_job(tmp: Path) -> None:
-    async with one_agent(tmp) as (b, agent, client, operator):
+async def test_a_session_ends_with_its_job(tmp: Path, database_url: str) -> None:
+    async with one_agent(tmp, database_url) as (b, agent, client, operator):
         grant = await b.running(client, agent)
         await client.ask("DELETE", f"/jobs/{grant.job_id}")
         (row,) = await _grants(operator)
@@ -102,8 +109,10 @@ async def test_a_session_ends_with_its_job(tmp: Path) -> None:
         assert (await client.ask("GET", "/health/sessions")).body["sessions"] == 0
 
 
-async def test_what_a_cut_link_kept_from_control_the_next_hello_says(tmp: Path) -> None:
-    async with one_agent(tmp) as (b, agent, client, operator):
+async def test_what_a_cut_link_kept_from_control_the_next_hello_says(
+    tmp: Path, database_url: str
+) -> None:
+    async with one_agent(tmp, database_url) as (b, agent, client, operator):
         grant = await b.running(client, agent)
         second = await client.granted(job_id=grant.job_id)
         await client.offer(second)
@@ -126,8 +135,8 @@ async def until_open(client: Client, count: int) -> None:
     raise AssertionError(f"never {count} sessions")
 
 
-async def test_grants_are_found_by_job_identity_and_agent(tmp: Path) -> None:
-    async with one_agent(tmp) as (b, agent, client, operator):
+async def test_grants_are_found_by_job_identity_and_agent(tmp: Path, database_url: str) -> None:
+    async with one_agent(tmp, database_url) as (b, agent, client, operator):
         other = await b.client_of(Role.BUILDER)
         mine, theirs = await client.granted(), await other.granted()
         everything = await _grants(operator)
@@ -146,8 +155,8 @@ async def test_grants_are_found_by_job_identity_and_agent(tmp: Path) -> None:
             assert (answer.status, answer.error.facts["field"]) == (400, "limit")
 
 
-async def test_one_agent_cannot_close_anothers_session(tmp: Path) -> None:
-    async with one_agent(tmp) as (b, agent, client, operator):
+async def test_one_agent_cannot_close_anothers_session(tmp: Path, database_url: str) -> None:
+    async with one_agent(tmp, database_url) as (b, agent, client, operator):
         grant = await b.running(client, agent, agent_id=agent.id)
         stranger = await b.agent("stranger")
         (row,) = await _grants(operator)
@@ -158,11 +167,11 @@ async def test_one_agent_cannot_close_anothers_session(tmp: Path) -> None:
         assert (await _grants(operator))[0]["state"] == "open"
 
 
-async def test_no_grant_is_ever_in_the_store_or_the_list(tmp: Path) -> None:
-    async with one_agent(tmp) as (_, _, client, operator):
+async def test_no_grant_is_ever_in_the_store_or_the_list(tmp: Path, database_url: str) -> None:
+    async with one_agent(tmp, database_url) as (_, _, client, operator):
         grant = await client.granted()
         listed = str(await _grants(operator))
-    raw = b"".join(path.read_bytes() for path in (tmp / "s").glob("control.db*"))
+    raw = b"".join(path.read_bytes() for path in tmp.glob("**/control.db*"))
     for part in grant.grant.split("."):
         assert part not in listed
         assert part.encode() not in raw
@@ -171,9 +180,9 @@ async def test_no_grant_is_ever_in_the_store_or_the_list(tmp: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["grant", "job", "key"])
 async def test_what_was_revoked_is_shown_with_each_grant_that_it_takes(
-    tmp: Path, kind: str
+    tmp: Path, database_url: str, kind: str
 ) -> None:
-    async with one_agent(tmp) as (b, agent, _, operator):
+    async with one_agent(tmp, database_url) as (b, agent, _, operator):
         client = await b.client_of(Role.BUILDER)
         granted = await b.running(client, agent)
         unused = await client.granted(job_id=granted.job_id)
