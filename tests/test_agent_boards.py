@@ -214,6 +214,12 @@ async def test_a_lower_fence_is_refused_also_after_a_restart(tmp: Path) -> None:
             again.hold("bench-1", "job-2", 6)
         assert caught.value.facts == {"fence": 6, "highest": 7}
         again.hold("bench-1", "job-2", 8)
+        await again.release("job-2")
+        again.void("bench-1", 8)  # as a kick does: the number itself serves no more
+        again.void("bench-9", 3)  # a board that was never held here is nobody's to take back
+        with pytest.raises(GrantStale):
+            registry_of(tmp, [bench(port)], discover=False).hold("bench-1", "job-2", 8)
+        registry_of(tmp, [bench(port)], discover=False).hold("bench-1", "job-3", 9)
     assert (tmp / "boards.json").stat().st_mode & 0o777 == 0o600
 
 

@@ -212,6 +212,7 @@ async def test_every_body_is_checked_before_anything_is_done(tmp: Path) -> None:
             if route.path == "/signaling/{job_id}/offer":
                 headers = {"Authorization": f"Bearer {grant.grant}"}
             path = route.path.replace("{job_id}", grant.job_id).replace("{agent_id}", "bench")
+            path = path.replace("{lease_id}", "some")
             for data in (b"", b"[]", b"{}", b"nonsense"):
                 answer = await operator.ask(route.method, path, data=data, headers=headers)
                 fine = data == b"{}" and not _required(route.takes)

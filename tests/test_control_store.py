@@ -123,15 +123,15 @@ async def test_fences_grow_with_every_holding_and_a_held_board_is_refused_whole(
 ) -> None:
     async with Database.open(database_url) as database:
         async with database.write() as conn:
-            assert await boards.hold(conn, "a", ["x", "y"], "j1") == {"x": 1, "y": 1}
+            assert await boards.hold(conn, "a", ["x", "y"], "j1", "me") == {"x": 1, "y": 1}
         with pytest.raises(BoardBusy):
             async with database.write() as conn:
-                await boards.hold(conn, "a", ["w", "x"], "j2")
+                await boards.hold(conn, "a", ["w", "x"], "j2", "me")
         async with database.write() as conn:
-            assert await boards.holders(conn) == {("a", "x"): "j1", ("a", "y"): "j1"}
-            assert await boards.release(conn, "j1") == 2
-            assert await boards.hold(conn, "a", ["x"], "j2") == {"x": 2}
-            assert await boards.hold(conn, "b", ["x"], "j3") == {"x": 1}  # another agent's x
+            assert (await boards.holdings(conn)).jobs == {("a", "x"): "j1", ("a", "y"): "j1"}
+            assert await boards.release(conn, "j1", now_s=1) == 2
+            assert await boards.hold(conn, "a", ["x"], "j2", "me") == {"x": 2}
+            assert await boards.hold(conn, "b", ["x"], "j3", "me") == {"x": 1}  # another agent's x
 
 
 async def test_a_token_serves_one_agent_once_however_many_try(database_url: str) -> None:

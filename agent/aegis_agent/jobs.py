@@ -122,6 +122,22 @@ class JobTable:
             raise AgentBusy("all slots of this agent are taken")
         return await self._new(claims)
 
+    def void(self, board_id: str, fence: int, *, force: bool) -> None:
+        """
+        Take a board from whoever holds it under `fence` or a lower number: the job ends, at once or
+        after the flash that is being written. Raises DiskFull.
+        """
+        for job in self._jobs.values():
+            if job.boards.get(board_id, fence + 1) > fence:
+                continue
+            log.info("lease.revoked", job_id=job.job_id, board_id=board_id, force=force)
+            error = JobCanceled("the board was taken back from the job", board_id=board_id)
+            if force:
+                job.end(JobState.CANCELED, error)
+            else:
+                job.end_after_flash(board_id, JobState.CANCELED, error)
+        self._boards.void(board_id, fence)
+
     def held(self) -> tuple[HeldJob, ...]:
         """For `hello`: the jobs that live here, then those whose end control may have missed."""
         live = [

@@ -22,6 +22,7 @@ from aegis_protocol.control_link import (
     Welcome,
 )
 from aegis_protocol.failures.http import JobCanceled
+from aegis_protocol.failures.source import DiskFull
 from aegis_protocol.states import JobState, Order
 
 from aegis_agent.intake import Intake, Why
@@ -135,12 +136,7 @@ class Orders:
             job.end(JobState.CANCELED, JobCanceled(reason, job_id=job_id))
 
     def _lease_revoked(self, frame: LeaseRevoke) -> None:
-        for job in self._jobs.jobs:
-            if job.boards.get(frame.board_id, frame.fence + 1) > frame.fence:
-                continue
-            log.info("lease.revoked", job_id=job.job_id, board_id=frame.board_id)
-            error = JobCanceled("the board's lease was taken back", board_id=frame.board_id)
-            if frame.force:
-                job.end(JobState.CANCELED, error)
-            else:
-                job.end_after_flash(frame.board_id, JobState.CANCELED, error)
+        try:
+            self._jobs.void(frame.board_id, frame.fence, force=frame.force)
+        except DiskFull as exc:
+            log.warning("lease.not_kept", board_id=frame.board_id, detail=exc.message)

@@ -29,9 +29,13 @@ from aegis_protocol.http_api import (
     Health,
     Job,
     JobList,
+    Lease,
+    LeaseList,
+    LeaseRequest,
     OfferReply,
     OfferRequest,
     PendingReply,
+    RenewRequest,
     WhoAmI,
 )
 from aegis_protocol.model import Wire
@@ -104,6 +108,26 @@ class ControlClient:
 
     async def cancel_job(self, job_id: str) -> None:
         await self._retried("DELETE", f"/jobs/{quote(job_id, safe='')}", None, {})
+
+    async def leases(self) -> LeaseList:
+        return await self._call("GET", "/leases", LeaseList)
+
+    async def lease(self, lease_id: str) -> Lease:
+        return await self._call("GET", _lease(lease_id), Lease)
+
+    async def take_lease(self, request: LeaseRequest) -> Lease:
+        """Asked once: a repeat after a lost answer would find the board taken, by ourselves."""
+        body = request.model_dump(mode="json", exclude_none=True)
+        return _parsed(Lease, (await self._exchange("POST", "/leases", body, self._auth({})))[1])
+
+    async def renew_lease(self, lease_id: str, *, for_secs: int) -> Lease:
+        body = RenewRequest(for_secs=for_secs).model_dump(mode="json")
+        return _parsed(
+            Lease, (await self._retried("POST", f"{_lease(lease_id)}/renew", body, {}))[1]
+        )
+
+    async def release_lease(self, lease_id: str) -> Lease:
+        return await self._call("DELETE", _lease(lease_id), Lease)
 
     async def request_grant(
         self, request: GrantRequest, *, idempotency_key: str | None = None
@@ -202,6 +226,10 @@ class ControlClient:
         if isinstance(exc, TimeoutError):
             return ControlUnreachable(f"{self.url} did not answer in time", url=self.url)
         return ControlUnreachable(f"no connection to {self.url}: {_words(exc)}", url=self.url)
+
+
+def _lease(lease_id: str) -> str:
+    return f"/leases/{quote(lease_id, safe='')}"
 
 
 async def _bounded(answer: aiohttp.ClientResponse) -> bytes:

@@ -82,6 +82,7 @@ ROWS: Final[Mapping[str, ExitCode]] = MappingProxyType(
         "job.over": ExitCode.USAGE,
         "job.wait_expired": ExitCode.TIMED_OUT,
         "key.": ExitCode.USAGE,
+        "lease.": ExitCode.BOARD,
         "link.": ExitCode.UNREACHABLE,
         "message.": ExitCode.UNREACHABLE,
         "method.": ExitCode.UNREACHABLE,

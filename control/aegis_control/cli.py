@@ -20,6 +20,7 @@ from aegis_control.commands import (
     issuer_commands,
     jobs_commands,
     key_commands,
+    lease_commands,
     order_commands,
     policy_commands,
     revoke_commands,
@@ -48,6 +49,7 @@ app.add_typer(config_commands.app, name="config")
 app.add_typer(policy_commands.app, name="policy")
 app.add_typer(issuer_commands.app, name="issuer")
 app.add_typer(revoke_commands.app, name="revoke")
+app.add_typer(lease_commands.leases, name="lease")
 app.command("status", epilog="Example: aegis-control status --watch")(status_commands.status)
 app.command("doctor", epilog="Example: aegis-control doctor --json")(doctor_commands.doctor)
 app.command("list-agents", epilog="Example: aegis-control list-agents --json")(

@@ -120,6 +120,9 @@ class ControlConfig(BaseSettings):
     """After its agent's link went down a job is `lost`."""
     failed_after_s: float = Field(default=300, gt=0, validation_alias="AEGIS_FAILED_AFTER_SECS")
     """A job that was lost for so long has failed."""
+    lease_max_s: float = Field(default=28_800, gt=0, validation_alias="AEGIS_LEASE_MAX_SECS")
+    lease_idle_s: float = Field(default=600, gt=0, validation_alias="AEGIS_LEASE_IDLE_SECS")
+    """A lease whose board no job has for so long ends."""
     max_wait_s: float = Field(default=14_400, gt=0, validation_alias="AEGIS_MAX_WAIT_SECS")
     absent_after_s: float = Field(default=60, gt=0, validation_alias="AEGIS_ABSENT_AFTER_SECS")
     """A pending job whose client neither listens nor polls for so long is dropped."""

@@ -21,6 +21,7 @@ from aegis_control.hub import Hub
 from aegis_control.issuer import Issuer
 from aegis_control.jobs import Jobs
 from aegis_control.keyring import Keyring
+from aegis_control.leasing import Leasing
 from aegis_control.link.endpoint import LinkEndpoint
 from aegis_control.link.orders import Orders
 from aegis_control.link.others import Others
@@ -78,6 +79,7 @@ class Control:
     placement: Placement
     granting: Granting
     ordering: Ordering
+    leasing: Leasing
     membership: Membership
     explaining: Explaining
     signaling: Signaling
@@ -133,6 +135,7 @@ async def running(
                 ),
                 group.create_task(control.deadlines.run(control.stopping), name="deadlines"),
                 group.create_task(control.feed.run(control.stopping), name="events"),
+                group.create_task(control.leasing.run(control.stopping), name="leases"),
                 group.create_task(control.auditor.run(control.stopping), name="audit"),
                 group.create_task(policy.run(database, control.stopping), name="policy"),
                 group.create_task(control.membership.run(control.stopping), name="membership"),
@@ -190,7 +193,9 @@ def wire(
     agent_records = Mirror(database, "agent", agents.some)
     open_jobs = Mirror(database, "job", jobs.open_ones)
     fleet = FleetMirror(database, links, agent_records, open_jobs)
-    placement = Placement(database, fleet, open_jobs, metrics, changed)
+    leasing = Leasing(database, fleet, orders, max_s=config.lease_max_s, idle_s=config.lease_idle_s)
+    database.bus.subscribe("lease", lambda _: changed.set())
+    placement = Placement(database, fleet, open_jobs, leasing, metrics, changed)
     ledger = Jobs(database, metrics, on_room=changed.set)
     granting = Granting(
         config,
@@ -237,6 +242,7 @@ def wire(
         ),
         ordering=Ordering(ledger, orders),
         explaining=Explaining(database, keyring, issuer),
+        leasing=leasing,
         membership=Membership(database, ledger, links, agent_records),
         signaling=Signaling(issuer, ledger, orders, granting, metrics),
         feed=Feed(database),
@@ -255,6 +261,7 @@ def wire(
             ice_urls=(*config.stun_urls, *config.turn_urls),
             silence_s=config.link_timeout_s,
             greet_s=config.connect_timeout_s,
+            on_up=leasing.tell_again,
         ),
         deadlines=Deadlines(
             database,

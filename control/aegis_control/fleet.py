@@ -14,9 +14,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aegis_control.link.linked import Linked, state_of
 from aegis_control.link.registry import Links
-from aegis_control.scheduler import AgentView
+from aegis_control.scheduler import AgentView, Leased
 from aegis_control.store import agents, boards, jobs
 from aegis_control.store.agents import AgentRecord
+from aegis_control.store.boards import Holdings
 from aegis_control.store.database import Database
 from aegis_control.store.jobs import LIVE, JobRecord
 from aegis_control.store.mirror import Mirror
@@ -45,12 +46,12 @@ class IdleViews:
 
 @dataclass(frozen=True)
 class Fleet:
-    """One look at everything. holders: (agent id, board id) to job id."""
+    """One look at everything. held: who has which board."""
 
     records: tuple[AgentRecord, ...]
     links: Mapping[str, Linked]
     live: tuple[JobRecord, ...]
-    holders: Mapping[tuple[str, str], str]
+    held: Holdings
     idle: IdleViews = field(default_factory=IdleViews)
 
     @classmethod
@@ -59,7 +60,7 @@ class Fleet:
             records=await agents.every(conn),
             links=links.all(),
             live=await jobs.in_states(conn, LIVE),
-            holders=await boards.holders(conn),
+            held=await boards.holdings(conn),
         )
 
     def views(self) -> list[AgentView]:
@@ -68,14 +69,20 @@ class Fleet:
         for job in self.live:
             if job.agent_id is not None:
                 taken[job.agent_id].append(job)
-        held: dict[str, list[str]] = defaultdict(list)
-        for agent_id, board_id in self.holders:
-            held[agent_id].append(board_id)
+        identities = {job.id: job.identity for job in self.live}
+        held: dict[str, dict[str, str]] = defaultdict(dict)
+        for (agent_id, board_id), job_id in self.held.jobs.items():
+            held[agent_id][board_id] = identities.get(job_id, "")
+        leased: dict[str, dict[str, Leased]] = defaultdict(dict)
+        for (agent_id, board_id), lease in self.held.leases.items():
+            leased[agent_id][board_id] = Leased(lease.identity, lease.until_s)
         views = []
         for record in self.records:
             view = self.idle.of(record, self.links.get(record.id))
-            if record.id in taken or record.id in held:
-                view = _loaded(view, taken.get(record.id, ()), held.get(record.id, ()))
+            if record.id in taken or record.id in held or record.id in leased:
+                view = _loaded(
+                    view, taken.get(record.id, ()), held.get(record.id, {}), leased.get(record.id)
+                )
             views.append(view)
         return views
 
@@ -120,7 +127,8 @@ class Fleet:
         rows = []
         for view in self.views():
             for board in view.boards:
-                holder = self.holders.get((view.id, board.id))
+                holder = self.held.jobs.get((view.id, board.id))
+                lease = self.held.leases.get((view.id, board.id))
                 rows.append(
                     BoardRow(
                         agent_id=view.id,
@@ -128,6 +136,8 @@ class Fleet:
                         agent_state=view.state,
                         board=self._with_holder(view.id, board),
                         holder=holder if holder is None or holder in own else "another",
+                        leased_by=None if lease is None else shown(lease.identity, identity),
+                        leased_until=None if lease is None else lease.until_s,
                     )
                 )
         return tuple(rows)
@@ -136,7 +146,7 @@ class Fleet:
         """The board's state as control knows it: what a job has is held, what is gone is gone."""
         if board.state is BoardState.GONE:
             return board
-        held = (agent_id, board.id) in self.holders or board.state is BoardState.HELD
+        held = (agent_id, board.id) in self.held.jobs or board.state is BoardState.HELD
         return board.model_copy(update={"state": BoardState.HELD if held else BoardState.FREE})
 
 
@@ -179,12 +189,12 @@ class FleetMirror:
 
     async def now(self) -> Fleet:
         async with self._database.read() as conn:
-            holders = await boards.holders(conn)
+            held = await boards.holdings(conn)
         open_jobs = await self._jobs.now()
         live = tuple(job for job in open_jobs.values() if job.state in LIVE)
         records = await self._agents.now()
         self._idle.keep_only(records)
-        return Fleet(tuple(records.values()), self._links.all(), live, holders, self._idle)
+        return Fleet(tuple(records.values()), self._links.all(), live, held, self._idle)
 
 
 def _idle(record: AgentRecord, link: Linked | None) -> AgentView:
@@ -211,11 +221,23 @@ def _idle(record: AgentRecord, link: Linked | None) -> AgentView:
     )
 
 
-def _loaded(idle: AgentView, live: Sequence[JobRecord], held: Sequence[str]) -> AgentView:
+def _loaded(
+    idle: AgentView,
+    live: Sequence[JobRecord],
+    held: Mapping[str, str],
+    leased: Mapping[str, Leased] | None,
+) -> AgentView:
     return replace(
         idle,
         held=frozenset(held),
+        holders=held,
+        leased=leased or {},
         slots_free=idle.slots_free - len(live),
         cpu_free=idle.cpu_free - sum(job.request.cpu_cores for job in live),
         memory_free_mb=idle.memory_free_mb - sum(job.request.memory_mb for job in live),
     )
+
+
+def shown(identity: str, to: str) -> str:
+    """Who it is, as `to` may know it."""
+    return identity if identity == to else "another"

@@ -58,7 +58,8 @@ async def tell_boards(
     """Tell how these boards of an agent are (None: all that it has); one it lacks is gone."""
     link = (await _links(conn, [agent_id])).get(agent_id)
     there = {board.id: board for board in (() if link is None else link.boards)}
-    held = {board_id for owner, board_id in await boards.holders(conn) if owner == agent_id}
+    holders = (await boards.holdings(conn)).jobs
+    held = {board_id for owner, board_id in holders if owner == agent_id}
     for board_id in sorted(there if board_ids is None else board_ids):
         known = there.get(board_id, Board(id=board_id, state=BoardState.GONE))
         if board_id in held and known.state is BoardState.FREE:

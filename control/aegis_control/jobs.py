@@ -105,7 +105,7 @@ class Change:
             await self.tell(job_id, Closed(job_id=job_id, error=body))
             await audit.record(self.conn, _end_of(record), now_s=self.now_s)
         if ended(to) or to is JobState.PENDING:
-            await boards.release(self.conn, job_id)
+            await boards.release(self.conn, job_id, now_s=self.now_s)
             self.wakes_placement = True
         if to is not JobState.RUNNING and to is not JobState.LOST:
             await self._tell_boards(held or record)

@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from aegis_control.fleet import FleetMirror
 from aegis_control.jobs import Jobs
 from aegis_control.key_limits import max_jobs
+from aegis_control.leasing import Leasing
 from aegis_control.log import get_logger
 from aegis_control.metrics import Metrics
 from aegis_control.policy.weighing import AGENT_KINDS
@@ -41,12 +42,14 @@ class Placement:
         database: Database,
         fleet: FleetMirror,
         open_jobs: Mirror[JobRecord],
+        leasing: Leasing,
         metrics: Metrics,
         changed: asyncio.Event,
     ) -> None:
         self._database = database
         self._fleet = fleet
         self._open_jobs = open_jobs
+        self._leasing = leasing
         self._metrics = metrics
         self._changed = changed
         self._known = KnownCapability()
@@ -86,6 +89,7 @@ class Placement:
                     waiters.set_result(None)
 
     async def _tick(self, ledger: Jobs) -> None:
+        await self._leasing.advance()
         open_jobs = await self._open_jobs.now()
         pending = tuple(job for job in open_jobs.values() if job.state is JobState.PENDING)
         if not pending:
@@ -94,14 +98,17 @@ class Placement:
         queue = [waiting(job) for job in pending]
         decision = decide(queue, fleet.views(), fleet.load(), now_s=time.time(), known=self._known)
         names = {record.id: record.name for record in fleet.records}
+        identities = {job.id: job.identity for job in pending}
         for match in decision.matches:
-            await self._assign(ledger, match, names[match.agent_id])
+            await self._assign(ledger, match, names[match.agent_id], identities[match.job_id])
         await self._explain(ledger, pending, decision.waiting)
 
-    async def _assign(self, ledger: Jobs, match: Match, agent_name: str) -> None:
+    async def _assign(self, ledger: Jobs, match: Match, agent_name: str, identity: str) -> None:
         try:
             async with ledger.change() as change:
-                fences = await boards.hold(change.conn, match.agent_id, match.boards, match.job_id)
+                fences = await boards.hold(
+                    change.conn, match.agent_id, match.boards, match.job_id, identity
+                )
                 await change.move(
                     match.job_id,
                     JobState.ASSIGNED,

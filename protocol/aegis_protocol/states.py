@@ -52,6 +52,12 @@ class Order(StrEnum):
     QUARANTINED = "quarantined"
 
 
+class LeaseState(StrEnum):
+    QUEUED = "queued"
+    HELD = "held"
+    ENDED = "ended"
+
+
 class BoardState(StrEnum):
     FREE = "free"
     HELD = "held"

@@ -135,6 +135,11 @@ class BoardRegistry:
             self._tell()
         log.info("board.held", board_id=board_id, job_id=job_id, fence=fence)
 
+    def void(self, board_id: str, fence: int) -> None:
+        """Refuse `board_id` to every grant up to this fencing number. Raises DiskFull."""
+        if self._memory.has_seen(board_id):
+            self._memory.raise_fence(board_id, fence + 1)
+
     async def release(self, job_id: str) -> None:
         """End what `job_id` has running on its boards and set them free."""
         for board_id, holding in list(self._holdings.items()):

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from aegis_client.cli import account, artifacts, boards, build, fleet, jobs
+from aegis_client.cli import account, artifacts, boards, build, fleet, jobs, leases
 
 app = typer.Typer(
     name="espctl",
@@ -48,6 +48,7 @@ build.register(app)
 boards.register(app)
 artifacts.register(app)
 jobs.register(app)
+leases.register(app)
 
 
 def main() -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from aegis_protocol.failures.http import AgentNotFound
-from aegis_protocol.http_api import Agent
+from aegis_protocol.http_api import Agent, BoardRow
 from aegis_protocol.model import Labels
 
 from aegis_client.cli.opened import with_client
@@ -89,7 +89,7 @@ def boards(*, as_json: bool) -> ExitCode:
                 [
                     row.board.id,
                     row.board.chip or "?",
-                    str(row.board.state) + (f" by {row.holder}" if row.holder else ""),
+                    _held(row),
                     f"{row.agent_name} ({row.agent_state})",
                     _labels(row.board.labels),
                     row.board.description,
@@ -106,6 +106,15 @@ def _trust(known: KnownAgents, agent: Agent) -> str:
     if pin is None:
         return "new"
     return "pinned" if (pin.key, pin.agent_id) == (agent.key, agent.id) else "CHANGED"
+
+
+def _held(row: BoardRow) -> str:
+    """`held by another, leased by you until 12:31`: by whom, where it is not free."""
+    words = [str(row.board.state) + (f" by {row.holder}" if row.holder else "")]
+    if row.leased_until is not None:
+        until = time.strftime("%H:%M", time.localtime(row.leased_until))
+        words.append(f"leased by {row.leased_by} until {until}")
+    return ", ".join(words)
 
 
 def _labels(labels: Labels) -> str:

@@ -53,6 +53,9 @@ class Asking:
         """POST what has no answer."""
         self._ask("POST", path, body.model_dump(mode="json"))
 
+    def delete_for(self, path: str, gives: type[Model]) -> Model:
+        return _read(self._ask("DELETE", path, None), gives)
+
     def delete(self, path: str) -> None:
         self._ask("DELETE", path, None)
 

@@ -24,6 +24,7 @@ EXIT_CODES: Final[Mapping[str, int]] = MappingProxyType(
         "agent.not_found": 8,
         "key.not_found": 8,
         "job.not_found": 8,
+        "lease.not_found": 8,
         "request.": 9,
     }
 )

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from aegis_protocol import PROTOCOL_VERSION
@@ -68,6 +68,7 @@ class LinkEndpoint:
     on_linked  called with an agent's id once it has its link: it may have news to hear
     base_url   what agents must call this control
     silence_s  a link without a frame for so long is down
+    on_up      awaited with the agent's id when its link is up
     greet_s    the time from challenge to hello
     """
 
@@ -86,6 +87,7 @@ class LinkEndpoint:
         ice_urls: tuple[str, ...],
         silence_s: float,
         greet_s: float,
+        on_up: Callable[[str], Awaitable[None]],
     ) -> None:
         self._database = database
         self._issuer = issuer
@@ -101,6 +103,7 @@ class LinkEndpoint:
         self._silence_s = silence_s
         self._ping_s = silence_s / 3
         self._greet_s = greet_s
+        self._on_up = on_up
         self._greeting: Counter[str] = Counter()
         self._closing = asyncio.Event()
 
@@ -213,6 +216,7 @@ class LinkEndpoint:
         self._rates.link_proven(remote_address(request, self._proxies))
         self._links.add(link)
         await self._tell_news(link, record)
+        await self._on_up(link.agent_id)
         self._database.bus.deliver([("frame", link.agent_id)])  # what waited for this link
         log.info("agent.connected", agent_id=link.agent_id, name=link.name, epoch=epoch)
         return link

@@ -7,6 +7,7 @@ of agents are bits of an integer, so that five hundred jobs and a thousand agent
 
 from aegis_control.scheduler.capability import KnownCapability, satisfies
 from aegis_control.scheduler.decide import decide
+from aegis_control.scheduler.leases import Place, allot, candidates
 from aegis_control.scheduler.order import in_turn
 from aegis_control.scheduler.words import AgentView, Decision, Leased, Match, WaitingJob
 
@@ -16,7 +17,10 @@ __all__ = [
     "KnownCapability",
     "Leased",
     "Match",
+    "Place",
     "WaitingJob",
+    "allot",
+    "candidates",
     "decide",
     "in_turn",
     "satisfies",

@@ -129,7 +129,7 @@ class BoardChoice:
         wish, limits, held = found.wish, found.limits, self._held[place]
         nearest = 0
         for board in self._views[place].boards:
-            if not _fits(wish, board):
+            if not fits(wish, board):
                 continue
             if limits is not None and board.id not in limits:
                 nearest = max(nearest, 1)
@@ -149,7 +149,7 @@ class BoardChoice:
     ) -> list[str] | Objection:
         """The boards there that this wish may have, or the first thing that is in its way."""
         view, limits = self._views[place], job.board_limits
-        fitting = [board for board in view.boards if _fits(wish, board)]
+        fitting = [board for board in view.boards if fits(wish, board)]
         allowed = [board for board in fitting if limits is None or board.id in limits]
         there = [board for board in allowed if board.state is not BoardState.GONE]
         leased = {
@@ -196,7 +196,7 @@ def _augment(
     return False
 
 
-def _fits(wish: BoardWish, board: Board) -> bool:
+def fits(wish: BoardWish, board: Board) -> bool:
     if wish.id is not None and wish.id != board.id:
         return False
     if wish.chip is not None and wish.chip != board.chip:

@@ -51,6 +51,7 @@ class AgentView:
 
     slots_free, cpu_free, memory_free_mb  what is left beside the jobs that it has
     held                                  its boards that jobs have
+    holders                               the identity of the job that has a board, where known
     leased                                its boards that identities have by a lease
     """
 
@@ -63,6 +64,7 @@ class AgentView:
     labels: Mapping[str, str] = field(default_factory=dict)
     boards: tuple[Board, ...] = ()
     held: frozenset[str] = frozenset()
+    holders: Mapping[str, str] = field(default_factory=dict)
     leased: Mapping[str, Leased] = field(default_factory=dict)
     slots: int = 1
     slots_free: int = 1

@@ -156,6 +156,32 @@ board_fences: Final = Table(
     Column("board_id", String(80), primary_key=True),
     Column("fence", BigInteger, nullable=False),
     Column("job_id", String(80), index=True),
+    Column("lease_id", String(80), index=True),
+    Column("lease_identity", String(80)),
+    Column("freed_at", Double),
+    Column("kicked", String(8)),
+)
+
+board_leases: Final = Table(
+    "board_leases",
+    metadata,
+    Column("id", String(80), primary_key=True),
+    Column("identity", String(80), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("wish", JSON, nullable=False),
+    Column("limits", JSON, nullable=False),
+    Column("for_s", Double, nullable=False),
+    Column("note", String(200), nullable=False),
+    Column("agent_id", String(80)),
+    Column("board_id", String(80)),
+    Column("fence", BigInteger),
+    Column("created_at", Double, nullable=False),
+    Column("held_at", Double),
+    Column("expires_at", Double, nullable=False),
+    Column("ended_at", Double),
+    Column("end", String(16)),
+    Index(None, "state", "created_at"),
+    Index(None, "identity", "state"),
 )
 
 offers: Final = Table(

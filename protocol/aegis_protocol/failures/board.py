@@ -30,6 +30,29 @@ class BoardBusy(BoardError):
     retryable = True
 
 
+class BoardNotFree(BoardError):
+    """facts: reasons, as a waiting job has them."""
+
+    code = "board.not_free"
+    remedy = "Wait for it (`espctl lease take --wait 600`), or take another board."
+    retryable = True
+
+
+class LeaseNotFound(AegisError):
+    code = "lease.not_found"
+    remedy = "`espctl lease list` shows the leases there are."
+
+
+class LeaseOver(AegisError):
+    code = "lease.over"
+    remedy = "Take the board again: `espctl lease take`."
+
+
+class LeaseTooLong(AegisError):
+    code = "lease.too_long"
+    remedy = "Ask for no more than the message says; release the board when you are done."
+
+
 class BoardSilent(BoardError):
     code = "board.no_answer"
     remedy = "Hold BOOT while pressing RESET, check cable and port, then try again."
