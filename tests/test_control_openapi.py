@@ -34,6 +34,13 @@ FITTING: dict[str, dict[str, Any]] = {
         "timeout_secs": 60,
         **dict.fromkeys(("actions", "target", "toolchain", "agent_id", "job_id")),
     },
+    "/leases": {
+        "board": {"chip": "esp32p4"},
+        "for_secs": 60,
+        "wait_secs": 60,
+        "agent_id": None,
+    },
+    "/leases/{lease_id}/renew": {"for_secs": 60},
     "/services/policy/check": {"role": "viewer", "key_id": None, "limits": {}},
 }
 """What makes a request that the document allows one that control can say yes to."""
@@ -65,6 +72,8 @@ async def test_no_answer_is_a_500_and_every_one_is_in_the_document(
         await b.agent("lab", boards=(board("p4-1"),))
         known = await _known(b)
         key = await key_of(b.served, Role.OPERATOR)
+        lease = await b.client(key).ask("POST", "/leases", {"board": {"id": "p4-1"}})
+        known["lease_id"] = [lease.body["id"]]
         asked = await asyncio.to_thread(_ask_all, b.base_url, key, known)
     crashed = [entry for entry in logs if entry["event"] == "request.crashed"]
     assert crashed == []
