@@ -34,6 +34,7 @@ from pydantic import (
 )
 
 from aegis_agent.log import levels
+from aegis_agent.status_server import Listen
 
 _PORT: Final = re.compile(r"^(/dev/|/|virtual://|socket://|rfc2217://|COM\d+$)")
 _MAX_SECRET_CHARS: Final = 256
@@ -125,6 +126,8 @@ class AgentConfig(BaseModel):
     """How long a job without a peer or a running task is kept."""
     link_timeout_s: Seconds = Field(default=15, validation_alias="AEGIS_LINK_TIMEOUT")
     connect_timeout_s: Seconds = Field(default=10, validation_alias="AEGIS_CONNECT_TIMEOUT")
+    status_listen: str | None = Field(default=None, validation_alias="AEGIS_STATUS_LISTEN")
+    """A loopback address or a socket's path for /health, /metrics and /status.json."""
     relay_only: bool = Field(default=False, validation_alias="AEGIS_RELAY_ONLY")
     ca_file: Path | None = Field(default=None, validation_alias="AEGIS_CA_FILE")
     allow_insecure: bool = Field(default=False, validation_alias="AEGIS_ALLOW_INSECURE")
@@ -154,6 +157,14 @@ class AgentConfig(BaseModel):
         if any(not sign for _, sign, _ in pairs):
             raise ValueError("labels are written as site=lab1,room=2")
         return {key.strip(): label.strip() for key, _, label in pairs}
+
+    @field_validator("status_listen")
+    @classmethod
+    def _local_listen(cls, value: str | None) -> str | None:
+        if not value:
+            return None
+        Listen.read(value)
+        return value
 
     @field_validator("control_base_url")
     @classmethod

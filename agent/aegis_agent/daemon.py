@@ -44,11 +44,12 @@ from aegis_agent.owned_tasks import OwnedTasks, unless
 from aegis_agent.quarantine import Quarantine
 from aegis_agent.results import ResultStore
 from aegis_agent.revoking import Revoking
-from aegis_agent.rounds import Rounds
+from aegis_agent.rounds import Rounds, used_percent
 from aegis_agent.sandbox import Sandbox
 from aegis_agent.services import Services
 from aegis_agent.sessions import SessionTable
 from aegis_agent.source import SourceStore
+from aegis_agent.status_server import AgentStatus, JobStatus, Listen, status_server
 from aegis_agent.system_manager import SystemManager
 from aegis_agent.toolchains import Toolchains
 
@@ -102,6 +103,7 @@ class Daemon:
         self._toolchains = toolchains
         self._ledger = ledger
         self._stopping = asyncio.Event()
+        self._started_at = time.time()
         self._signals = 0
         self._manager = SystemManager()
         self._link: ControlLink | None = None
@@ -163,7 +165,7 @@ class Daemon:
             if enrollment is not None:
                 await stack.enter_async_context(self._services.guide.running())
                 await stack.enter_async_context(self._owned)
-                await self._live(enrollment)
+                await self._live(enrollment, stack)
         log.info("agent.stopped")
 
     def stop(self) -> None:
@@ -184,7 +186,7 @@ class Daemon:
                 self._manager.alive()
             await asyncio.sleep(_ENROLL_AGAIN_S)
 
-    async def _live(self, enrollment: Enrollment) -> None:
+    async def _live(self, enrollment: Enrollment, stack: AsyncExitStack) -> None:
         link = ControlLink(
             self._config,
             self._identity,
@@ -226,6 +228,11 @@ class Daemon:
             self._owned.start(rounds.run(), name="rounds"),
             self._owned.start(self._stopping.wait(), name="stopping"),
         ]
+        if self._config.status_listen is not None:
+            served = status_server(
+                Listen.read(self._config.status_listen), lambda: self._status(link, sessions)
+            )
+            await stack.enter_async_context(served)
         self._manager.ready()
         log.info("agent.started", agent_id=self._identity.agent_id, version=__version__)
         try:
@@ -263,6 +270,40 @@ class Daemon:
             "quarantined": self.quarantine.reason,
             "resets": self.quarantine.resets,
         }
+
+    async def _status(self, link: ControlLink, sessions: SessionTable) -> AgentStatus:
+        """What the agent says of itself on its own machine."""
+        used = await asyncio.to_thread(used_percent, self._config.state_dir)
+        return AgentStatus(
+            agent_id=self._identity.agent_id,
+            name=self._config.name,
+            version=__version__,
+            started_at=self._started_at,
+            control=self._config.control_base_url,
+            linked=link.up,
+            trouble=None if link.up or link.trouble is None else link.trouble.message,
+            closed=self.intake.reason,
+            draining=self.intake.draining,
+            quarantined=self.quarantine.reason is not None,
+            slots=self._config.slots,
+            sessions=len(sessions),
+            jobs=tuple(
+                JobStatus(
+                    job_id=job.job_id,
+                    identity=job.identity,
+                    state=job.state,
+                    ends_at=job.ends_at,
+                    peers=len(job.peers),
+                    running=tuple(task.kind for task in job.tasks.values() if not task.over),
+                    boards=tuple(job.boards),
+                )
+                for job in self.jobs.jobs
+            ),
+            jobs_ended=dict(self.jobs.ended),
+            boards=self.boards.boards(),
+            toolchains=self._toolchains.found,
+            disk_used_percent=used,
+        )
 
     def _intake_changed(self) -> None:
         status = Status(

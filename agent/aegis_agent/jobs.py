@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,8 @@ class JobTable:
         self._ends: dict[str, _End] = {}
         self._owned = OwnedTasks()
         self._warm: dict[str, None] = {}
+        self.ended: Counter[str] = Counter()
+        """How many have ended, by state."""
         self.one_ended = asyncio.Event()
         """Set with each job's end; who waits for it clears it."""
         if folder.exists():
@@ -254,6 +257,7 @@ class JobTable:
         if state is JobState.PENDING:
             log.info("job.given_back", job_id=job.job_id)
             return
+        self.ended[str(state)] += 1
         log.info(
             "job.ended", job_id=job.job_id, state=str(state), code=error.code if error else None
         )
