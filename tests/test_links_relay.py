@@ -6,9 +6,10 @@ import asyncio
 import hashlib
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import psutil
 import pytest
 from aegis_links import ice_knock
 from aegis_links.certificate import Certificate
@@ -24,6 +25,7 @@ from aegis_protocol.failures.link import (
 from aegis_protocol.http_api import IceServer
 from linked_peers import linked_peers
 from turn_server import TurnServer, Way, running
+from waiting import until
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.requires("turnserver")]
 
@@ -31,11 +33,19 @@ CHANNELS = {ChannelName.ESPCTL, ChannelName.FIRMWARE}
 
 
 @pytest.fixture
-def turn(monkeypatch: pytest.MonkeyPatch) -> Iterator[TurnServer]:
+async def turn(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[TurnServer]:
+    """Every connection to it is closed in the end: TLS takes leave of its peer first."""
     for transport in ("tcp", "tls"):  # a busy machine is no dead server
         monkeypatch.setitem(ice_knock.KNOCK_DEADLINE_S, transport, 20.0)
     with running() as server:
         yield server
+        await until(lambda: not connections_to(server), within_s=30)
+
+
+def connections_to(server: TurnServer) -> list[object]:
+    ports = (server.port, server.tls_port)
+    connections = psutil.Process().net_connections("tcp")
+    return [each for each in connections if each.raddr and each.raddr.port in ports]
 
 
 @pytest.mark.parametrize("way", ["udp", "tcp", "tls"])
