@@ -73,8 +73,17 @@ class Stand:
     control: Running
     agents: Station
     session: aiohttp.ClientSession
+    socket: Path
 
-    async def grant(self, **fields: Any) -> dict[str, Any]:
+    async def key(self) -> str:
+        """A new API key, by the operators' socket."""
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(self.socket))) as local,
+            local.post("http://control/services/keys", json={"role": "builder"}) as answer,
+        ):
+            return str((await answer.json())["key"])
+
+    async def grant(self, key: str = MCP, **fields: Any) -> dict[str, Any]:
         """POST /grant/request; anything but a grant fails the measurement."""
         body = {
             "peer_fingerprint": FINGERPRINT,
@@ -86,7 +95,7 @@ class Stand:
         async with self.session.post(
             f"{self.control.base_url}/grant/request",
             json=body,
-            headers={"Authorization": f"Bearer {MCP}"},
+            headers={"Authorization": f"Bearer {key}"},
         ) as answer:
             found: dict[str, Any] = await answer.json()
             if answer.status != 200:
@@ -117,7 +126,7 @@ async def stand(enrolled: int, database_url: str | None = None) -> AsyncIterator
             fleet() as agents,
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
         ):
-            yield Stand(control, agents, session)
+            yield Stand(control, agents, session, folder / "control.sock")
 
 
 async def growth(sizes: Sizes) -> Figures:
@@ -185,23 +194,24 @@ async def grants(sizes: Sizes) -> Figures:
 
 
 async def grants_on(store: str, database_url: str | None, sizes: Sizes) -> Figures:
-    """Clients that each ask for the next job as soon as they have the last one's grant."""
+    """Clients with a key each, that ask for the next job as soon as they have a grant."""
     async with stand(sizes.grant_agents, database_url) as made:
         await link(made.agents, made.control, sizes.grant_agents, slots=256)
+        keys = [await made.key() for _ in range(sizes.clients)]
         await made.grant()
         count = 0
         until = time.monotonic() + sizes.grants_s
 
-        async def client() -> None:
+        async def client(key: str) -> None:
             nonlocal count
             while time.monotonic() < until:
-                await made.grant()
+                await made.grant(key)
                 count += 1
 
         cpu_s, began = made.control.cpu_s, time.monotonic()
         async with asyncio.TaskGroup() as group:
-            for _ in range(sizes.clients):
-                group.create_task(client())
+            for key in keys:
+                group.create_task(client(key))
         took_s, cpu_s = time.monotonic() - began, made.control.cpu_s - cpu_s
     return {
         f"grants/s on {store}": count / took_s,

@@ -51,8 +51,8 @@ def make_engine(url: str) -> AsyncEngine:
         parsed,
         hide_parameters=True,
         pool_pre_ping=True,
-        pool_size=10,
-        max_overflow=20,
+        pool_size=20,
+        max_overflow=10,
         pool_timeout=_POOL_WAIT_S,
         connect_args={
             "timeout": _CONNECT_S,
