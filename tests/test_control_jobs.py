@@ -137,7 +137,7 @@ async def test_a_job_to_which_nobody_connects_is_placed_once_more_and_then_expir
 
 
 async def test_a_job_is_lost_with_its_agent_and_fails_when_it_stays_away(tmp: Path) -> None:
-    async with bench(tmp / "s", lost_after_s=0.2, failed_after_s=0.3) as b:
+    async with bench(tmp / "s", lost_after_s=0.2, failed_after_s=2.0) as b:
         agent, client = await b.agent(boards=(board("p4-1"),)), b.client()
         grant = await b.running(client, agent, boards=[{"id": "p4-1"}])
         await agent.leave()
