@@ -115,8 +115,8 @@ def test_a_build_goes_on_when_datagrams_are_blocked_and_when_the_network_changes
 @pytest.mark.requires("root", "nft")
 def test_one_client_sleeps_and_another_is_cut_off_for_good(house: Stand, tmp_path: Path) -> None:
     with OtherHost.plugged_in() as host:
-        sleeping = build(house, tmp_path, "sleeping", 250)
-        cut_off = build(house, tmp_path, "cut-off", 100, host)
+        cut_off = build(house, tmp_path, "cut-off", 600, host)
+        sleeping = build(house, tmp_path, "sleeping", 300)
         host.block_udp()
         cut_off_at = time.monotonic()
         sleeping.program.process.send_signal(signal.SIGSTOP)
