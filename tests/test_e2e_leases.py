@@ -34,7 +34,7 @@ def test_a_leased_board_serves_its_holder_until_it_is_kicked_to_the_next(house: 
     # Its holder renews it and works.
     renewed = ann("lease", "renew", "p4", "--for", "1200", "--json").expect()
     assert renewed.json["expires_at"] > taken.json["expires_at"] + 300
-    watching = ann.start("watching", "monitor", "--board", "p4", "--reset", "--log", "console.log")
+    watching = ann.start("watching", "monitor", "--board", "p4", "--reset")
     house.until(lambda: "connected to agent" in watching.output(), "the holder's console", watching)
 
     # The next waits in the queue; an operator kicks the holder, whose console ends.
