@@ -274,6 +274,19 @@ async def test_a_build_is_told_from_its_start_to_its_artifacts(peer: Peer) -> No
     assert (told.task_id, told.state, told.build) == (task.task_id, TaskState.SUCCEEDED, None)
 
 
+async def test_what_was_built_while_control_was_away_is_claimed_when_it_is_back(
+    peer: Peer,
+) -> None:
+    control = peer.agent.control
+    await control.stop()
+    task = await peer.built()
+    assert control.all(Facts) == []
+    await control.start()
+    facts = await control.heard(Facts, within_s=60)
+    assert facts.facts["task_id"] == task.task_id
+    assert facts.signature is not None
+
+
 async def test_two_builds_that_are_asked_for_at_once_are_one(peer: Peer) -> None:
     plan_id = await peer.upload(WAITS)
     both = await asyncio.gather(

@@ -18,16 +18,16 @@ import structlog
 from aegis_links.ice_guide import IceGuide
 from aegis_protocol import __version__
 from aegis_protocol.board import Board
-from aegis_protocol.control_link import BoardsChanged, Facts, Status, ToControl
+from aegis_protocol.control_link import BoardsChanged, Facts, Status, ToControl, Welcome
 from aegis_protocol.errors import AegisError
 from aegis_protocol.failures.agent import AgentGone
 from aegis_protocol.failures.build import SandboxUnavailable
-from aegis_protocol.signing import b64
 from aegis_protocol.states import JobState
 
 from aegis_agent import state_dir
 from aegis_agent.boards import BoardRegistry
 from aegis_agent.build import Builder
+from aegis_agent.claims import Claims
 from aegis_agent.config import AgentConfig
 from aegis_agent.control_link import ControlLink
 from aegis_agent.cut_uploads import CutUploads
@@ -107,6 +107,7 @@ class Daemon:
         self._signals = 0
         self._manager = SystemManager()
         self._link: ControlLink | None = None
+        self._claims = Claims(identity, self._sent)
         self._owned = OwnedTasks()
         self.intake = Intake(self._intake_changed)
         self.quarantine = Quarantine(state / "quarantine.json", self.intake)
@@ -193,7 +194,7 @@ class Daemon:
             enrollment,
             describe=lambda: self._describe() | {"revoked_through": revoking.through},
             on_frame=lambda frame: orders.obey(frame),
-            on_up=lambda welcome: orders.begin(welcome),
+            on_up=lambda welcome: self._link_is_up(orders, welcome),
         )
         self._link = link
         gate = GrantGate(
@@ -319,7 +320,12 @@ class Daemon:
 
     def _tell_control(self, frame: ToControl) -> bool:
         if isinstance(frame, Facts):
-            claim = frame.model_copy(update={"at": time.time()})
-            signature = b64(self._identity.sign(claim.statement()))
-            frame = claim.model_copy(update={"signature": signature})
+            return self._claims.tell(frame)
+        return self._sent(frame)
+
+    def _sent(self, frame: ToControl) -> bool:
         return self._link is not None and self._link.send(frame)
+
+    async def _link_is_up(self, orders: Orders, welcome: Welcome) -> None:
+        await orders.begin(welcome)
+        self._claims.send_kept()

@@ -211,6 +211,7 @@ def _patiently(asking: Asking, path: str) -> AuditList:
 
 _COLUMNS: Final = ("SEQ", "WHEN", "WHO", "FROM", "WHAT", "DECISION", "ABOUT", "OUTCOME")
 _WIDE: Final = 180
+_SMALL: Final = 48
 
 
 def _print(records: tuple[AuditRecord, ...]) -> None:
@@ -242,6 +243,15 @@ def _cells(record: AuditRecord) -> tuple[str, ...]:
         record.source or "",
         record.what,
         ruled,
-        " ".join(f"{name} {value}" for name, value in about if value),
+        " ".join(f"{name} {value}" for name, value in about if value) or _small(record),
         record.outcome or "",
+    )
+
+
+def _small(record: AuditRecord) -> str:
+    """The facts that fit a table, of what is about no job, agent or board."""
+    return " ".join(
+        f"{name}={value}"
+        for name, value in record.facts.items()
+        if isinstance(value, str | int) and 0 < len(str(value)) <= _SMALL
     )

@@ -23,6 +23,9 @@ from aegis_control.store.tables import fleet_events, job_events
 _SIGNALS: Final = "aegis_signals"
 _ANNOUNCED: Final = "aegis_announced"
 
+_ADD_SIGNALS: Final = insert(job_events)
+_ADD_ANNOUNCED: Final = insert(fleet_events)
+
 TOPIC: Final = "events"
 
 
@@ -80,9 +83,9 @@ async def write_announced(conn: AsyncConnection) -> None:
         return
     await locked(conn, Lock.EVENTS)
     if signals:
-        await conn.execute(insert(job_events), signals)
+        await conn.execute(_ADD_SIGNALS, signals)
     if announced:
-        await conn.execute(insert(fleet_events), announced)
+        await conn.execute(_ADD_ANNOUNCED, announced)
 
 
 def forget_announced(conn: AsyncConnection) -> None:
