@@ -29,6 +29,7 @@ from aegis_agent.platformio_home import (
 )
 from aegis_agent.platformio_home.seed import scons_package_version
 from aegis_agent.toolchains.platformio import PlatformIO
+from aegis_links import event_loop
 from aegis_protocol.failures.toolchain import InstallFailed, ToolchainMissing
 from fixtures_platformio import Project, copy_fixture, platformio_home
 
@@ -93,6 +94,19 @@ async def test_a_home_is_made_once_by_two_at_the_same_time_and_others_can_read_i
         and path not in (kept.parent, kept, Layout(home).lock)
     ]
     assert not closed
+
+
+def test_a_step_runs_on_the_event_loop_of_the_programs_and_others_can_read_what_it_makes(
+    tmp: Path,
+) -> None:
+    made = tmp / "made"
+    before = os.umask(0o077)
+    try:
+        argv = ("touch", str(made))
+        event_loop.run(child.run(argv, environment=dict(os.environ), deadline_s=20))
+    finally:
+        os.umask(before)
+    assert made.stat().st_mode & 0o777 == 0o644
 
 
 async def test_an_install_that_fails_says_why_and_leaves_no_marker(tmp: Path) -> None:

@@ -16,6 +16,8 @@ from aegis_protocol.failures.toolchain import InstallFailed
 
 _TAIL_LINES: Final = 20
 _LINE_LIMIT_BYTES: Final = 65_536
+_READABLE_BY_OTHERS: Final = ("/bin/sh", "-c", 'umask 022 && exec "$@"', "sh")
+"""What is installed is for builds, which run as another user. (uvloop takes no `umask=`.)"""
 _CREDENTIALS: Final = re.compile(r"(?<=://)[^/@\s]+@")
 
 
@@ -61,6 +63,7 @@ async def _child(
     with os.fdopen(reading_end, "rb") as source:
         try:
             process = await asyncio.create_subprocess_exec(
+                *_READABLE_BY_OTHERS,
                 *argv,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=writing_end,
@@ -68,7 +71,6 @@ async def _child(
                 env=dict(environment),
                 cwd=cwd,
                 start_new_session=True,
-                umask=0o022,
             )
         except OSError as exc:
             raise InstallFailed(f"{argv[0]} can't be started: {exc.strerror}") from exc
