@@ -99,14 +99,18 @@ async def test_a_home_is_made_once_by_two_at_the_same_time_and_others_can_read_i
 def test_a_step_runs_on_the_event_loop_of_the_programs_and_others_can_read_what_it_makes(
     tmp: Path,
 ) -> None:
-    made = tmp / "made"
+    made, said = tmp / "made", list[str]()
     before = os.umask(0o077)
     try:
-        argv = ("touch", str(made))
-        event_loop.run(child.run(argv, environment=dict(os.environ), deadline_s=20))
+        for words in (f"touch {made}; echo one; echo two", "echo three"):
+            argv = ("sh", "-c", words)
+            event_loop.run(
+                child.run(argv, environment=dict(os.environ), deadline_s=20, on_line=said.append)
+            )
     finally:
         os.umask(before)
     assert made.stat().st_mode & 0o777 == 0o644
+    assert said == ["one", "two", "three"]
 
 
 async def test_an_install_that_fails_says_why_and_leaves_no_marker(tmp: Path) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
@@ -58,38 +59,37 @@ async def _child(
     argv: Sequence[str], environment: Mapping[str, str], cwd: Path | None
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, asyncio.StreamReader]]:
     """The child and its output; it leads a process group, which ends with the block."""
-    # Our own pipe: it closes here, also when a process that left the group still holds its end.
-    reading_end, writing_end = os.pipe()
-    with os.fdopen(reading_end, "rb") as source:
-        try:
+    # A socket of our own: it closes here, also when a process that left the group still holds the
+    # other end; and every event loop agrees that its transport is the one who closes it.
+    ours, theirs = socket.socketpair()
+    try:
+        with theirs:
             process = await asyncio.create_subprocess_exec(
                 *_READABLE_BY_OTHERS,
                 *argv,
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=writing_end,
-                stderr=writing_end,
+                stdout=theirs.fileno(),
+                stderr=theirs.fileno(),
                 env=dict(environment),
                 cwd=cwd,
                 start_new_session=True,
             )
-        except OSError as exc:
+    except BaseException as exc:
+        ours.close()
+        if isinstance(exc, OSError):
             raise InstallFailed(f"{argv[0]} can't be started: {exc.strerror}") from exc
-        finally:
-            os.close(writing_end)
+        raise
+    try:
+        lines, writer = await asyncio.open_connection(sock=ours, limit=_LINE_LIMIT_BYTES)
         try:
-            lines = asyncio.StreamReader(limit=_LINE_LIMIT_BYTES)
-            transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-                lambda: asyncio.StreamReaderProtocol(lines), source
-            )
-            try:
-                yield process, lines
-            finally:
-                transport.close()
+            yield process, lines
         finally:
-            # Also after a good end: what it left in the background belongs to nobody.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
+            writer.close()
+    finally:
+        # Also after a good end: what it left in the background belongs to nobody.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
 
 
 async def _read_lines(
