@@ -101,7 +101,7 @@ async def _read_lines(
         except asyncio.IncompleteReadError as exc:
             raw = exc.partial
         except asyncio.LimitOverrunError as exc:
-            raw = await lines.read(exc.consumed)
+            raw = await lines.read(min(exc.consumed, _LINE_LIMIT_BYTES))
         if not raw:
             return
         line = _CREDENTIALS.sub("***@", raw.decode(errors="replace").rstrip())
