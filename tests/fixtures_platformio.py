@@ -7,7 +7,6 @@ A PlatformIO home for tests, and builds of the firmware fixtures with it.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import pty
 import shutil
@@ -27,6 +26,7 @@ from aegis_agent.platformio_home import (
     prepare_core,
     unreachable_by_others,
 )
+from aegis_links import event_loop
 
 CHIPS = ("esp32", "esp32p4", "esp32c3", "esp32c6")
 DEADLINE_S = 60.0
@@ -125,5 +125,6 @@ def platformio_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
             run = run.parent
         run.chmod(0o755)
         home = run / "platformio-home"
-    asyncio.run(install(home, python=Path(sys.executable), on_progress=lambda _words: None))
+    # On the loop that the programs run on: it is part of what an installation must live with.
+    event_loop.run(install(home, python=Path(sys.executable), on_progress=lambda _words: None))
     return home
