@@ -19,8 +19,8 @@ from aegis_protocol.failures.http import AgentNotFound, AgentRevoked, LinkRefuse
 from aegis_protocol.states import JobState
 from sqlalchemy.exc import DBAPIError
 
+from aegis_control.agent_rounds import AgentRounds
 from aegis_control.bus import EVERYTHING
-from aegis_control.hub import set_within
 from aegis_control.jobs import Change, Jobs
 from aegis_control.link.registry import Links
 from aegis_control.log import get_logger
@@ -33,7 +33,6 @@ from aegis_control.store.mirror import Mirror
 
 log = get_logger("agents")
 
-_AGAIN_S: Final = 1.0
 _LOOK_S: Final = 60.0
 
 
@@ -44,9 +43,8 @@ class Membership:
         self._ledger = ledger
         self._links = links
         self._records = records
-        self._told: set[str] = set()
-        self._changed = asyncio.Event()
-        database.bus.subscribe("agent", self._hear)
+        self._rounds = AgentRounds(self._oust, on_failure=_failed, look_s=_LOOK_S)
+        database.bus.subscribe("agent", self._rounds.tell)
 
     async def remove(self, agent: str) -> AgentRecord:
         """Forget an agent. agent: an id or a name, here and below. AgentNotFound."""
@@ -70,22 +68,11 @@ class Membership:
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Close the links here of agents that belong here no longer, until `wake` after a stop."""
-        while not stopping.is_set():
-            if not await set_within(self._changed, _LOOK_S):
-                self._told.add(EVERYTHING)
-            self._changed.clear()
-            told, self._told = self._told, set()
-            try:
-                await self._oust(told)
-            except DBAPIError as exc:
-                log.error("membership.failed", detail=str(exc.orig))  # noqa: TRY400
-                await set_within(stopping, _AGAIN_S)
-                self._told |= told
-                self._changed.set()
+        await self._rounds.run(stopping)
 
     def wake(self) -> None:
         """Have `run` look whether it is to stop."""
-        self._changed.set()
+        self._rounds.wake()
 
     async def _oust(self, told: Set[str]) -> None:
         links = self._links.own()
@@ -98,9 +85,9 @@ class Membership:
             if error is not None:
                 link.close(error, cause="removed" if agent_id not in known else "revoked")
 
-    def _hear(self, agent_id: str) -> None:
-        self._told.add(agent_id)
-        self._changed.set()
+
+def _failed(exc: DBAPIError) -> None:
+    log.error("membership.failed", detail=str(exc.orig))
 
 
 def refusal(record: AgentRecord | None) -> AegisError | None:

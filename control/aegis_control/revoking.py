@@ -20,6 +20,7 @@ from aegis_protocol.states import JobState, ended
 from sqlalchemy.exc import DBAPIError
 
 from aegis_control.acting import actor
+from aegis_control.agent_rounds import AgentRounds
 from aegis_control.bus import EVERYTHING
 from aegis_control.hub import set_within
 from aegis_control.jobs import Change, Jobs, not_found
@@ -35,7 +36,6 @@ log = get_logger("revoking")
 
 _LOOK_S: Final = 5.0
 """A word on the bus can be lost: so often every link here is looked at without one."""
-_AGAIN_S: Final = 1.0
 _NOTHING_RUNS: Final = (JobState.PENDING, JobState.ASSIGNED)
 
 
@@ -44,8 +44,7 @@ class Revoking:
         self._database = database
         self._ledger = ledger
         self._links = links
-        self._told: set[str] = set()
-        self._changed = asyncio.Event()
+        self._rounds = AgentRounds(self._tell, on_failure=_failed, look_s=_LOOK_S)
         self._waiting: set[asyncio.Event] = set()
         database.bus.subscribe("revocation", self.look_at)
 
@@ -144,24 +143,13 @@ class Revoking:
 
     def look_at(self, agent_id: str) -> None:
         """Have `run` look what that agent is still to be told."""
-        self._told.add(agent_id)
-        for event in (self._changed, *self._waiting):
+        self._rounds.tell(agent_id)
+        for event in self._waiting:
             event.set()
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Tell the agents whose links are here, until `stopping` is set and `look_at` after it."""
-        while not stopping.is_set():
-            if not await set_within(self._changed, _LOOK_S):
-                self._told.add(EVERYTHING)
-            self._changed.clear()
-            told, self._told = self._told, set()
-            try:
-                await self._tell(told)
-            except DBAPIError as exc:
-                log.error("revocations.failed", detail=str(exc.orig))  # noqa: TRY400
-                await set_within(stopping, _AGAIN_S)
-                self._told |= told
-                self._changed.set()
+        await self._rounds.run(stopping)
 
     async def _tell(self, told: set[str]) -> None:
         links = self._links.own()
@@ -192,6 +180,10 @@ async def _cancel(change: Change, own: Sequence[JobRecord], reason: str) -> None
         if job.state in _NOTHING_RUNS:
             why = SessionRevoked(reason or "an operator took the permission back")
             await change.move(job.id, JobState.CANCELED, error=why)
+
+
+def _failed(exc: DBAPIError) -> None:
+    log.error("revocations.failed", detail=str(exc.orig))
 
 
 async def _note(
