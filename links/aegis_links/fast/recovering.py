@@ -4,7 +4,8 @@ What comes back of what was sent: acknowledgments, what they show to be missing,
 Chunks are numbered from 1 in the order of their TSNs, and each sending of one has a serial
 number. A chunk counts as missing when something that was sent after it arrived, so that one sent
 again is not held to be lost by what had left before it. After three reports of that it is lost, or
-as much later as the path is known to bring things out of order.
+at the first if a whole round trip lay between the two; or as much later as the path is known to
+bring things out of order.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from aegis_links.fast.outgoing import Outgoing
 from aegis_links.fast.receiving import EAGER_ON_SHORT_PATH, Breach, Receiving
 from aegis_links.fast.reordering import Reordering
 from aegis_links.fast.sharing import Share
+from aegis_links.fast.tail_loss import TailProbe
 
 RTO_INITIAL_S: Final = 1.0
 MISSED_TIMES: Final = 3
@@ -55,6 +57,8 @@ class Recovering(Receiving):
         self._suspects: dict[int, Outgoing] = {}  # missing often enough, and perhaps only late
         self._suspects_handle: asyncio.TimerHandle | None = None
         self._newest_rtt_s = 0.0  # of what had been sent last of all that has arrived
+        self._newest_sent_at = 0.0
+        self._tail = TailProbe(self._own_loop, self._probe_tail)
         self._free_resend = False  # the first one of a recovery goes whatever the window says
         self._share = Share()
         self._shortest_rtt_s = RTO_INITIAL_S
@@ -69,6 +73,7 @@ class Recovering(Receiving):
         if state is not self.State.CLOSED:
             return
         self._share.idle()
+        self._tail.stop()
         if self._suspects_handle is not None:
             self._suspects_handle.cancel()
             self._suspects_handle = None
@@ -81,6 +86,10 @@ class Recovering(Receiving):
 
     def _flush_now(self) -> None:
         """Send what may be sent; the sending half's."""
+        raise TypeError("this is half of an association")
+
+    def _probe_tail(self) -> None:
+        """Send one packet whatever the window says; the sending half's."""
         raise TypeError("this is half of an association")
 
     def _tsn(self, number: int) -> int:
@@ -116,6 +125,9 @@ class Recovering(Receiving):
             self._take_doubled(body[_SACK.size + 4 * gap_count :], twice_count)
         if advance or acked_bytes or window_bytes < FULL_BYTES:
             self._t3_failures = 0  # a peer without room is alive (RFC 9260 section 6.1 A)
+        if (mended := self._tail.repaired(self._shortest_rtt_s)) and self._recovers_at is None:
+            self._shrink()
+            self._reordering.sent_again(mended)
         if acked_bytes:
             # Twice as much leaves as has arrived, at most: so slow start doubles each round.
             self._room_bytes = min(self._room_bytes + 2 * acked_bytes, _MOST_ROOM_BYTES)
@@ -127,6 +139,10 @@ class Recovering(Receiving):
         if advance:
             self._t3_at = self._own_loop.time() + self._rto if self._sent else None
             self._arm_t3()
+        if not self._flight_size:
+            self._tail.rest()
+        elif acked_bytes:
+            self._tail.expect(self._srtt, self._rttvar)
 
     def _acknowledge(self, advance: int) -> tuple[int, int]:
         """Let go of the next `advance` chunks; return the newest serial and the bytes."""
@@ -171,13 +187,14 @@ class Recovering(Receiving):
 
     def _strike(self, blocks: list[gap_blocks.Block], newest: int) -> None:
         """Count what is missing although something that left later arrived."""
+        long_before = self._newest_sent_at - (self._srtt or RTO_INITIAL_S)
         for hole in gap_blocks.holes(blocks, self._acked + 1):
             for number in hole:
                 chunk = self._sent[number]
                 if not chunk.flies or chunk.serial > newest:
                     continue
                 chunk.misses += 1
-                if chunk.misses >= MISSED_TIMES:
+                if chunk.misses >= MISSED_TIMES or chunk.sent_at < long_before:
                     self._suspects[number] = chunk
         if self._suspects:
             self._judge()
@@ -186,6 +203,7 @@ class Recovering(Receiving):
         rtt_s = self._own_loop.time() - sent_at
         if rtt_s >= self._shortest_rtt_s:  # otherwise it was the first sending that arrived
             self._newest_rtt_s = rtt_s
+            self._newest_sent_at = sent_at
 
     def _judge(self) -> None:
         """Send again the suspects that are too late, and look at the others when they will be."""
@@ -215,12 +233,16 @@ class Recovering(Receiving):
         self._lands(chunk)
         heapq.heappush(self._again, chunk.number)
         if self._recovers_at is None:
-            self._before_recovery = self._window.snapshot()
-            self._window.lost()
+            self._shrink()
             self._recovers_at = self._numbered
             self._free_resend = True
-            self._reordering.recovery_began()
         self._reordering.sent_again(chunk.number)
+
+    def _shrink(self) -> None:
+        """Something was lost; the window is given back where that proves wrong."""
+        self._before_recovery = self._window.snapshot()
+        self._window.lost()
+        self._reordering.recovery_began()
 
     def _take_doubled(self, body: bytes, count: int) -> None:
         if len(body) < 4 * count:
@@ -230,6 +252,7 @@ class Recovering(Receiving):
             (tsn - base) & packets.TSN_MASK
             for (tsn,) in struct.iter_unpack("!L", body[: 4 * count])
         ]
+        self._tail.doubled(numbers)
         if self._reordering.doubled(numbers, self._srtt or RTO_INITIAL_S):
             self._window.restore(self._before_recovery)
 
@@ -266,6 +289,7 @@ class Recovering(Receiving):
         self._window.timed_out()
         self._recovers_at = None
         self._suspects.clear()
+        self._tail.rest()
         self._before_recovery = self._window.snapshot()
         # All of it, also what the peer had reported: it may have thrown that away.
         self._peer_gaps = []

@@ -209,7 +209,29 @@ class Sending(Recovering):
             if self._t3_at is None:
                 self._t3_at = now + self._rto
             self._arm_t3()
+            if not self._t3_failures:
+                self._tail.expect(self._srtt, self._rttvar)
             self._dispatch(batch)
+
+    def _probe_tail(self) -> None:
+        established = self._association_state is self.State.ESTABLISHED
+        if not established or self._peer_window < FULL_BYTES:
+            return  # whether there is room again the retransmission timer finds out
+        batch: list[bytes] = []
+        now = self._own_loop.time()
+        self._transmit_waiting(self._flight_size + 1, now, batch)
+        if not batch:
+            last = next((chunk for chunk in reversed(self._sent.values()) if chunk.flies), None)
+            if last is None:
+                return
+            self._lands(last)
+            self._launch(last, now, batch)
+            self._tail.asked(last)
+        else:
+            self._tail.asked(self._sent[self._numbered])
+        self._t3_at = now + self._rto
+        self._arm_t3()
+        self._dispatch(batch)
 
     def _transmit_waiting(self, limit_bytes: int, now: float, batch: list[bytes]) -> None:
         waiting, sent = self._unsent, self._sent
