@@ -335,6 +335,18 @@ async def test_a_job_that_ended_meanwhile_says_why(control: FakeControl, client:
             await session.task_ended("none")
 
 
+async def test_a_job_that_was_placed_again_is_dropped_as_nothing_of_it_runs_any_more(
+    control: FakeControl, client: Client
+) -> None:
+    with pytest.raises(AgentGone, match="taken from it") as caught:
+        async with client.session(WISH, Seen()) as session:
+            control.jobs[session.job_id].state = JobState.PENDING
+            await control.agent.cut()
+            await session.task_ended("none")
+    assert caught.value.facts["placed_again"] is True
+    assert control.canceled == [session.job_id]
+
+
 async def test_without_control_there_is_no_way_back_and_the_error_says_so(
     control: FakeControl, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,6 +46,7 @@ JOB = JobRecord(
     ends_at=None,
 )
 LIVE = replace(JOB, agent_id="a", assigned_at=1000.0)
+LACKED = replace(LIVE, state=JobState.LOST, error={"code": "agent.gone"})
 
 
 @pytest.mark.parametrize(
@@ -75,6 +76,9 @@ LIVE = replace(JOB, agent_id="a", assigned_at=1000.0)
         (replace(LIVE, state=JobState.RUNNING), 0, 121, 121, JobState.LOST, None),
         (replace(LIVE, state=JobState.LOST), 0, 421, 299, None, None),
         (replace(LIVE, state=JobState.LOST), 0, 421, 301, JobState.FAILED, "agent.gone"),
+        (LACKED, 0, 0, 11, None, None),
+        (LACKED, 0, 0, 13, JobState.PENDING, None),
+        (LACKED, 30, 0, 13, JobState.FAILED, "agent.gone"),
         (replace(LIVE, state=JobState.RUNNING, ends_at=1050.0), 0, 0, 109, None, None),
         (
             replace(LIVE, state=JobState.RUNNING, ends_at=1050.0),
@@ -94,7 +98,14 @@ def test_what_is_due_follows_the_clock(
     to: JobState | None,
     code: str | None,
 ) -> None:
-    found = due(job, GRACES, now_s=1000 + after_s, absent_s=absent_s, agent_down_s=down_s)
+    found = due(
+        job,
+        GRACES,
+        now_s=1000 + after_s,
+        absent_s=absent_s,
+        waits=absent_s < 20,
+        agent_down_s=down_s,
+    )
     if to is None:
         assert found is None
         return
@@ -196,8 +207,8 @@ async def test_the_grace_of_an_agent_begins_afresh_when_control_restarts(tmp: Pa
     async with bench(tmp / "s") as b:
         agent, client = await b.agent(), b.client()
         grant = await b.running(client, agent)
+    began = time.monotonic()
     async with bench(tmp / "s", lost_after_s=0.4) as b:
-        began = time.monotonic()
         await _in_state(b, grant.job_id, JobState.LOST)
         assert time.monotonic() - began >= 0.3
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from aegis_links.certificate import Certificate
@@ -150,7 +150,7 @@ class Connector:
         async with attempt.limited():
             reply = await self._control.request_grant(self._request)
         if isinstance(reply, PendingReply) or reply.agent_id != self._met.id:
-            raise self._gone("the job was taken from it")
+            raise self._gone("the job was taken from it", placed_again=True)
         return reply
 
     async def _agent_back(self, lost_at: float) -> None:
@@ -185,7 +185,7 @@ class Connector:
             raise RuntimeError("no agent was met yet")
         return self._agent
 
-    def _gone(self, why: str) -> AgentGone:
+    def _gone(self, why: str, **facts: Any) -> AgentGone:
         agent = self._met
         return AgentGone(
             f"agent {agent.name!r} is gone: {why}",
@@ -193,4 +193,5 @@ class Connector:
             agent=agent.name,
             job_id=self._request.job_id,
             hop=str(Hop.AGENT),
+            **facts,
         )

@@ -87,8 +87,11 @@ async def _farewell(session: Session, control: ControlClient) -> AsyncIterator[N
     except LOST as exc:
         raise session.failure or exc from exc
     finally:
-        # A job whose agent was lost for good may go on there, and can be attached to.
-        if not await _goodbye(session) and session.failure is None:
+        # A job whose agent was lost for good may go on there, and can be attached to; not so one
+        # that was placed again meanwhile: nothing of ours runs there.
+        failure = session.failure
+        goes_on = failure is not None and "placed_again" not in failure.facts
+        if not await _goodbye(session) and not goes_on:
             await _drop(control, session.job_id)
 
 

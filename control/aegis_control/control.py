@@ -255,6 +255,7 @@ def wire(
             links,
             metrics,
             rates,
+            presence,
             proxies=config.trusted_proxies,
             on_linked=revoking.look_at,
             base_url=base_url,

@@ -6,6 +6,7 @@ What time alone does to jobs: one loop that looks every second.
     any live  its time is over and the agent is mute   expired, and the agent is told
     any live  its agent's link is down too long        lost
     lost      for too long                             failed
+    lost      and its agent came back without it       pending again if its client waits, or failed
 
 The agent ends a job by its time itself; here it is only caught when it did not.
 """
@@ -50,9 +51,13 @@ log = get_logger("deadlines")
 _LOOK_S: Final = 1.0
 _SEEN_EVERY_S: Final = 5.0
 _NOTE_EVERY_S: Final = 5.0
+_NOTED: Final = (JobState.PENDING, JobState.LOST)
 _FORGET_EVERY_S: Final = 600.0
 _SPARE_S: Final = 60.0
 """How long after a job's end the agent has to say so itself."""
+_ASK_AROUND_S: Final = 12.0
+"""So long every replica has to note whose client it has, and an older process of an agent, which
+has a job that a newer one lacks, to come back with it."""
 _KEEP_EVENTS_S: Final = 24 * 3600.0
 _KEEP_JOBS_S: Final = 30 * 24 * 3600.0
 _KEEP_TOKENS_S: Final = 7 * 24 * 3600.0
@@ -78,15 +83,25 @@ class Due:
 
 
 def due(
-    job: JobRecord, graces: Graces, *, now_s: float, absent_s: float, agent_down_s: float
+    job: JobRecord,
+    graces: Graces,
+    *,
+    now_s: float,
+    absent_s: float,
+    waits: bool,
+    agent_down_s: float,
 ) -> Due | None:
-    """Return what is due for a job that is pending or live, if anything is."""
+    """
+    Return what is due for a job that is pending or live, if anything is.
+
+    absent_s, waits  for how long its client was not there, and whether it counts as waiting
+    """
     since_s = now_s - job.updated_at
     match job.state:
         case JobState.PENDING if absent_s > graces.absent_after_s:
             why = "; ".join(reason.detail for reason in job.reasons) or "no agent was free"
-            gone = JobTimedOut(f"its client went away while it waited: {why}")
-            return Due(job.id, JobState.EXPIRED, gone)
+            left = JobTimedOut(f"its client went away while it waited: {why}")
+            return Due(job.id, JobState.EXPIRED, left)
         case JobState.PENDING if since_s > graces.max_wait_s:
             why = "; ".join(map(str, job.reasons)) or "no agent was free"
             return Due(job.id, JobState.EXPIRED, JobTimedOut(f"it has waited too long: {why}"))
@@ -95,6 +110,13 @@ def due(
                 never = JobTimedOut("nobody connected to it, twice")
                 return Due(job.id, JobState.EXPIRED, never)
             return Due(job.id, JobState.PENDING)
+        case JobState.LOST if job.lacked:
+            if since_s <= min(_ASK_AROUND_S, graces.lost_after_s):
+                return None
+            if waits:
+                return Due(job.id, JobState.PENDING)
+            gone = AgentGone("the agent came back without the job, and nobody waited for it")
+            return Due(job.id, JobState.FAILED, gone)
         case JobState.LOST if since_s > graces.failed_after_s:
             return Due(job.id, JobState.FAILED, AgentGone("its agent did not come back"))
     if job.state not in LIVE:
@@ -164,6 +186,7 @@ class Deadlines:
                 self._graces,
                 now_s=time.time(),
                 absent_s=self._presence.absent_s(job.id, noted_s=noted_s),
+                waits=self._presence.waits(job.id, noted_s=noted_s),
                 agent_down_s=0.0 if job.agent_id is None else self._links.down_s(job.agent_id),
             )
             if found is not None:
@@ -172,11 +195,15 @@ class Deadlines:
     async def _do(self, job: JobRecord, found: Due) -> None:
         try:
             async with self._ledger.change() as change:
-                values = {"returns": job.returns + 1} if found.to is JobState.PENDING else {}
+                now = await jobs.get(change.conn, job.id)
+                if now is None or (now.state, now.attempt) != (job.state, job.attempt):
+                    return  # it is another's turn
+                unmet = found.to is JobState.PENDING and job.state is JobState.ASSIGNED
+                values = {"returns": job.returns + 1} if unmet else {}
                 await change.move(job.id, found.to, error=found.error, **values)
         except IllegalMove:
             return
-        if found.to is not JobState.LOST:
+        if found.to is not JobState.LOST and not job.lacked:
             await tell_agent_to_end(self._orders, job, "its time at control is over")
 
     async def _note_clients(self) -> None:
@@ -185,7 +212,8 @@ class Deadlines:
         if not self._database.shared or now - self._noted_at < self._note_every_s:
             return
         open_jobs = (await self._open_jobs.now()).values()
-        news = self._presence.news([j.id for j in open_jobs if j.state is JobState.PENDING])
+        asked_about = [job.id for job in open_jobs if job.state in _NOTED]
+        news = self._presence.news(asked_about)
         self._noted_at = now
         if news:
             async with self._database.write() as conn:

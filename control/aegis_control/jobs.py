@@ -96,7 +96,10 @@ class Change:
                 "candidates": [],
                 "attempt": 1 if held is None else held.attempt + 1,
                 "assigned_at": None,
+                "ends_at": None,
             }
+        if to is JobState.PENDING or to is JobState.RUNNING:
+            values["error"] = None  # a lost job may have had one
         record = await jobs.move(self.conn, job_id, to, now_s=self.now_s, **values)
         self.moved.append(record)
         self._known[job_id] = record

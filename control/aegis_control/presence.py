@@ -2,15 +2,19 @@
 When each waiting job's client was last there.
 
 What this replica saw itself it keeps in memory: a restart begins afresh. For the other replicas it
-is written down every few seconds, of jobs that wait.
+is written down every few seconds, of jobs that wait for an agent or are lost.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Collection
+from typing import Final
 
 from aegis_control.hub import Hub
+
+_WAITS_S: Final = 20.0
+"""A client that does not listen asks every 15 s."""
 
 
 class Presence:
@@ -34,6 +38,15 @@ class Presence:
             return 0.0
         here_s = time.monotonic() - self._seen.get(job_id, self._started)
         return here_s if noted_s is None else min(here_s, max(0.0, noted_s))
+
+    def waits(self, job_id: str, *, noted_s: float | None = None) -> bool:
+        """Tell whether the client listens, or asked lately. noted_s: see `absent_s`."""
+        asked = self._seen.get(job_id)
+        return (
+            self._hub.listeners(job_id) > 0
+            or (asked is not None and time.monotonic() - asked < _WAITS_S)
+            or (noted_s is not None and noted_s < _WAITS_S)
+        )
 
     def news(self, job_ids: Collection[str]) -> tuple[str, ...]:
         """Of these jobs, those whose client was here since this was last asked."""

@@ -47,6 +47,7 @@ from aegis_control.link.link import Link
 from aegis_control.link.registry import Links
 from aegis_control.log import get_logger
 from aegis_control.metrics import Metrics
+from aegis_control.presence import Presence
 from aegis_control.rate_limits import RateLimits, network_of
 from aegis_control.standing import order_frame, same_order, standing
 from aegis_control.store import agent_links, agents, clock, jobs, revocations
@@ -80,6 +81,7 @@ class LinkEndpoint:
         links: Links,
         metrics: Metrics,
         rates: RateLimits,
+        presence: Presence,
         *,
         proxies: Sequence[Network],
         on_linked: Callable[[str], None],
@@ -95,6 +97,7 @@ class LinkEndpoint:
         self._links = links
         self._metrics = metrics
         self._rates = rates
+        self._presence = presence
         self._proxies = proxies
         self._frames = Frames(ledger, links)
         self._on_linked = on_linked
@@ -174,10 +177,10 @@ class LinkEndpoint:
         with acting(known.id, address):
             await watch(self._ledger, known, hello, address=address)
         link: Link | None = None
-        self._links.supersede(known.id)
+        superseded = self._links.supersede(known.id)
         try:
             with self._links.arriving(known.id):
-                link = await self._welcome(socket, request, known, hello)
+                link = await self._welcome(socket, request, known, hello, superseded=superseded)
         finally:
             if link is None:
                 await self._tell_gone(known.id, known.name, epoch=None)
@@ -189,9 +192,18 @@ class LinkEndpoint:
         request: web.Request,
         known: AgentRecord,
         hello: Hello,
+        *,
+        superseded: bool,
     ) -> Link | None:
-        record, epoch = await begin(self._database, known, hello)
-        found = await settle(self._ledger, record.id, hello.jobs)
+        begun = await begin(self._database, known, hello)
+        record, epoch = begun.record, begun.epoch
+        alone = begun.alone and not superseded
+        found = await settle(
+            self._ledger,
+            record.id,
+            hello.jobs,
+            waited_for=lambda job_id: alone and self._presence.waits(job_id),
+        )
         async with self._database.read() as conn:
             revoked, through = await revocations.since(conn, record.id, hello.revoked_through)
         welcome = Welcome(

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hmac
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from aegis_protocol import PROTOCOL_VERSION
 from aegis_protocol.control_link import HeldJob, Hello
-from aegis_protocol.failures.agent import AgentGone, VersionMismatch
+from aegis_protocol.failures.agent import VersionMismatch
 from aegis_protocol.failures.http import LinkRefused
 from aegis_protocol.signing import b64, link_statement, unb64, verified
-from aegis_protocol.states import JobState
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aegis_control.bus import tell
 from aegis_control.jobs import Jobs
+from aegis_control.link.lacking import settle_lacking
 from aegis_control.link.linked import facts_of
 from aegis_control.link.reconcile import Reconciliation, reconcile
 from aegis_control.log import get_logger
@@ -68,9 +69,18 @@ async def authenticate(
     return record
 
 
-async def begin(database: Database, record: AgentRecord, hello: Hello) -> tuple[AgentRecord, int]:
+@dataclass(frozen=True)
+class Begun:
+    """record: the agent as it is now. alone: no older link of it was up."""
+
+    record: AgentRecord
+    epoch: int
+    alone: bool
+
+
+async def begin(database: Database, record: AgentRecord, hello: Hello) -> Begun:
     """
-    Keep what the agent says of itself, and return it with its link's epoch, one higher.
+    Keep what the agent says of itself. Its link's epoch is one higher than that of the last.
 
     Raises LinkRefused when it was removed in this moment.
     """
@@ -87,17 +97,28 @@ async def begin(database: Database, record: AgentRecord, hello: Hello) -> tuple[
         refused = refusal(now)
         if refused is not None:
             raise refused
+        alone = await agent_links.is_over(conn, record.id)
         if epoch is not None:
             facts = facts_of(hello.boards, frozenset(hello.warm_projects), hello.paused, False)
             await agent_links.begin(conn, record.id, database.replica_id, epoch, facts)
             await tell(conn, "link", record.id)
     if epoch is None or now is None:
         raise LinkRefused("this agent was removed", agent_id=hello.agent_id)
-    return now, epoch
+    return Begun(now, epoch, alone)
 
 
-async def settle(ledger: Jobs, agent_id: str, held: Sequence[HeldJob]) -> Reconciliation:
-    """Bring the store in line with what the agent has, and return what the agent must end."""
+async def settle(
+    ledger: Jobs,
+    agent_id: str,
+    held: Sequence[HeldJob],
+    *,
+    waited_for: Callable[[str], bool],
+) -> Reconciliation:
+    """
+    Bring the store in line with what the agent has, and return what the agent must end.
+
+    waited_for  see `settle_lacking`
+    """
     async with ledger.change() as change:
         known = {job.id: job for job in await jobs.in_states(change.conn, LIVE, agent_id=agent_id)}
         found = reconcile(agent_id, held, known)
@@ -109,9 +130,7 @@ async def settle(ledger: Jobs, agent_id: str, held: Sequence[HeldJob]) -> Reconc
                     change.conn, have.job_id, agent_id, have.sessions, now_s=change.now_s
                 )
         for job_id in found.gone:
-            await change.move(
-                job_id, JobState.FAILED, error=AgentGone("the agent came back without the job")
-            )
+            await settle_lacking(change, known[job_id], waited_for=waited_for(job_id))
     if found.over or found.moves or found.gone:
         log.info(
             "agent.reconciled",

@@ -4,7 +4,7 @@ What an agent still has, against what control believes: decided when the agent s
     the agent has it, control knows it over, moved or another's    the agent must end it
     the agent has it, control calls it assigned or lost            it runs
     the agent has it and says it is over                           it is over
-    control calls it running or lost, the agent lacks it           it has failed
+    control calls it running or lost, the agent lacks it           it is gone: see `lacking`
     control calls it assigned, the agent lacks it                  nothing: its client will offer
 """
 
@@ -26,7 +26,7 @@ Move: TypeAlias = tuple[str, JobState, ErrorBody | None]
 
 @dataclass(frozen=True)
 class Reconciliation:
-    """over: the agent must end these. moves: to do in the store. gone: failed with `agent.gone`."""
+    """over: the agent must end these. moves: to do in the store. gone: what the agent lacks."""
 
     over: tuple[str, ...]
     moves: tuple[Move, ...]

@@ -91,6 +91,14 @@ async def is_current(conn: AsyncConnection, agent_id: str, epoch: int) -> bool:
     return (await conn.execute(_IS_CURRENT, link)).one_or_none() is not None
 
 
+async def is_over(conn: AsyncConnection, agent_id: str) -> bool:
+    """Tell whether the agent's last link is known to have ended, or it never had one."""
+    statement = select(agent_links.c.epoch).where(
+        agent_links.c.agent_id == agent_id, agent_links.c.ended_at.is_(None)
+    )
+    return (await conn.execute(statement)).one_or_none() is None
+
+
 async def look(
     conn: AsyncConnection, agent_ids: Collection[str] | None = None
 ) -> Mapping[str, LinkRecord]:

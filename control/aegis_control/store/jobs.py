@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
 
+from aegis_protocol.errors import ErrorBody
 from aegis_protocol.http_api import GrantRequest, Reason
 from aegis_protocol.states import IllegalMove, JobState, ended, sources
 from sqlalchemy import Row, bindparam, delete, func, insert, select, update
@@ -45,6 +46,7 @@ class JobRecord:
     boards   board id to fencing number, as held when it was assigned
     limits   those of the key that asked, frozen with the job
     returns  how often it went back to pending because nobody connected
+    error    why it ended; of a lost job, that its agent came back without it
     client_seen  when a replica last noted that its client is there (the store's clock)
     """
 
@@ -65,6 +67,11 @@ class JobRecord:
     assigned_at: float | None
     ends_at: float | None
     client_seen: float | None = None
+
+    @property
+    def lacked(self) -> bool:
+        """Whether its agent came back without it, and it is not decided what becomes of it."""
+        return self.state is JobState.LOST and self.error is not None
 
 
 async def create(
@@ -177,11 +184,21 @@ async def set_end(conn: AsyncConnection, job_id: str, ends_at: float) -> None:
     )
 
 
-async def note_clients(conn: AsyncConnection, job_ids: Collection[str], *, now_s: float) -> None:
-    """The clients of these pending jobs are there."""
+async def set_lacked(conn: AsyncConnection, job_id: str, error: ErrorBody, *, now_s: float) -> None:
+    """The agent of a lost job came back without it; `updated_at` says when."""
+    await tell(conn, "job", job_id)
     await conn.execute(
         update(jobs)
-        .where(jobs.c.id.in_(job_ids), jobs.c.state == JobState.PENDING)
+        .where(jobs.c.id == job_id, jobs.c.state == JobState.LOST)
+        .values(error=error.model_dump(mode="json"), updated_at=now_s)
+    )
+
+
+async def note_clients(conn: AsyncConnection, job_ids: Collection[str], *, now_s: float) -> None:
+    """The clients of these jobs, which are pending or lost, are there."""
+    await conn.execute(
+        update(jobs)
+        .where(jobs.c.id.in_(job_ids), jobs.c.state.in_((JobState.PENDING, JobState.LOST)))
         .values(client_seen=now_s)
     )
     for job_id in job_ids:

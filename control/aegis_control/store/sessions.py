@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from aegis_protocol.actions import Action
 from sqlalchemy import ColumnElement, Row, Select, and_, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -58,6 +59,15 @@ async def only(
         )
         .values(closed_at=now_s)
     )
+
+
+async def any_may(conn: AsyncConnection, job_id: str, actions: Collection[Action]) -> bool:
+    """Tell whether a connection of the job was opened that may do one of `actions`."""
+    statement = select(grants.c.actions).where(
+        grants.c.job_id == job_id, grants.c.opened_at.is_not(None)
+    )
+    granted = (await conn.execute(statement)).scalars()
+    return any(not {str(action) for action in actions}.isdisjoint(may or ()) for may in granted)
 
 
 async def count(conn: AsyncConnection) -> int:

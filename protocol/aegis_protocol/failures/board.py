@@ -24,6 +24,11 @@ class BoardGone(BoardError):
     retryable = True
 
 
+class BoardInDoubt(BoardError):
+    code = "board.in_doubt"
+    remedy = "Nobody knows what was written to the board: look at its console, or flash it again."
+
+
 class BoardBusy(BoardError):
     code = "board.busy"
     remedy = "Something else has the port open or is flashing: end it, then try again."
