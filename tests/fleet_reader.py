@@ -34,6 +34,10 @@ class Stream:
         """The ids of what was news, in order."""
         return [n for n, event in self.seen if n is not None and event.type in FLEET_TYPES]
 
+    def of(self, kind: type[Event]) -> list[Event]:
+        """What there was of this kind so far."""
+        return [event for _, event in self.seen if isinstance(event, kind)]
+
     async def next(self) -> FleetEvent | None:
         number, data = None, None
         async with asyncio.timeout(WITHIN_S):

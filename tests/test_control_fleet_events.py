@@ -24,6 +24,7 @@ from aegis_protocol.fleet_events import (
     AgentOnline,
     BoardChanged,
     JobStateChanged,
+    LeaseStateChanged,
     Task,
     TaskAssigned,
     TaskAvailable,
@@ -569,6 +570,67 @@ async def test_boards_are_told_as_they_come_change_hands_and_go(tmp: Path) -> No
             assert await told() == ("p4-1", "free")
             await agent.send(BoardsChanged(boards=(board("p4-1"),)))
             assert await told() == ("p4-2", "gone")
+
+
+async def test_a_lease_is_told_to_its_holder_and_that_the_board_is_leased_to_everybody(
+    tmp: Path,
+) -> None:
+    async with bench(tmp / "s") as b:
+        await b.agent(boards=(board("p4"),))
+        mine, other = await b.client_of(Role.FLASHER), await b.client_of(Role.FLASHER)
+        boss = await b.client_of(Role.OPERATOR)
+        wish = {"board": {"id": "p4"}, "for_secs": 600}
+        async with (
+            listening(mine, "?types=lease_state,board_changed") as own,
+            listening(other, "?types=lease_state,board_changed") as others,
+            listening(boss, "?types=lease_state") as bosses,
+        ):
+            for stream in (own, others, bosses):
+                await stream.current()
+            lease = (await mine.ask("POST", "/leases", wish)).body
+            taken = await own.until(LeaseStateChanged)
+            assert (taken.lease_id, taken.state, taken.board_id) == (lease["id"], "held", "p4")
+            assert taken.expires_at == lease["expires_at"] and taken.fence == 1
+            assert (await own.until(BoardChanged)).leased_until == lease["expires_at"]
+            waits = (await other.ask("POST", "/leases", wish | {"wait_secs": 60})).body
+            queued = await others.until(LeaseStateChanged)
+            assert (queued.lease_id, queued.state, queued.board_id) == (waits["id"], "queued", None)
+            await mine.ask("POST", f"/leases/{lease['id']}/renew", {"for_secs": 900})
+            renewed = await own.until(LeaseStateChanged)
+            assert renewed.state == "held" and renewed.expires_at > taken.expires_at
+            await boss.ask("DELETE", f"/leases/{lease['id']}")
+            ended = await own.until(LeaseStateChanged)
+            assert (ended.state, ended.end) == ("ended", "kicked")
+            given = await others.until(LeaseStateChanged)
+            assert (given.lease_id, given.state) == (waits["id"], "held")
+            told = [(await bosses.until(LeaseStateChanged)).state for _ in range(5)]
+            assert told == ["held", "queued", "held", "ended", "held"]
+        assert {e.lease_id for e in own.of(LeaseStateChanged)} == {lease["id"]}
+        leased = [event.leased_until for event in others.of(BoardChanged)]
+        assert leased[:2] == [None, lease["expires_at"]], "they see that it is leased, not by whom"
+        async with listening(other, "?types=lease_state,board_changed") as stream:
+            now = await stream.current()
+            assert [event.type for event in now] == ["board_changed", "lease_state"]
+
+
+async def test_a_lease_that_runs_out_or_is_given_back_frees_its_board_for_all_to_see(
+    tmp: Path,
+) -> None:
+    async with bench(tmp / "s") as b:
+        await b.agent(boards=(board("p4"),))
+        mine = await b.client_of(Role.FLASHER)
+        wish = {"board": {"id": "p4"}, "for_secs": 1}
+        async with listening(mine, "?types=lease_state,board_changed") as stream:
+            await stream.current()
+            await mine.ask("POST", "/leases", wish)
+            ended = await stream.until(LeaseStateChanged, lambda e: e.end is not None)
+            assert ended.end == "expired"
+            assert (await stream.until(BoardChanged)).leased_until is None
+            lease = (await mine.ask("POST", "/leases", wish | {"for_secs": 600})).body
+            await mine.ask("DELETE", f"/leases/{lease['id']}")
+            ended = await stream.until(LeaseStateChanged, lambda e: e.end is not None)
+            assert (ended.lease_id, ended.end) == (lease["id"], "released")
+            assert (await stream.until(BoardChanged)).leased_until is None
 
 
 async def test_a_key_that_is_limited_to_boards_hears_of_no_other(tmp: Path) -> None:

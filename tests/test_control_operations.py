@@ -164,12 +164,19 @@ async def test_boards_are_listed_with_who_has_them(tmp: Path) -> None:
     async with bench(tmp / "s") as b:
         assert "No agent has a board" in (await call(tmp, "list-boards")).out
         agent = await b.agent("lab", boards=(board("p4-1", rack="a"), board("c3-1", "esp32c3")))
-        await b.running(b.client(), agent, boards=[{"id": "p4-1"}])
+        job = await b.running(b.client(), agent, boards=[{"id": "p4-1"}])
+        flasher = await b.client_of(Role.FLASHER)
+        await flasher.ask("POST", "/leases", {"board": {"id": "c3-1"}})
         shown = await call(tmp, "list-boards")
         data = (await call(tmp, "list-boards", "--json")).data
     for word in ("p4-1", "esp32p4", "lab (online)", "held", "rack=a", "c3-1", "free"):
         assert word in shown.out
-    assert {row["board"]["id"] for row in data["boards"]} == {"p4-1", "c3-1"}
+    rows = {row["board"]["id"]: row for row in data["boards"]}
+    assert rows.keys() == {"p4-1", "c3-1"}
+    assert rows["p4-1"]["holder"] == job.job_id and rows["p4-1"]["leased_by"] is None
+    assert flasher.key is not None and rows["c3-1"]["leased_by"] in flasher.key
+    for word in (job.job_id, "leased by", rows["c3-1"]["leased_by"]):
+        assert word in " ".join(shown.out.split())
 
 
 async def test_migrate_makes_the_tables_and_says_what_is_missing_before(tmp: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is told on `GET /events` of agents, boards and jobs, and whom it concerns."""
+"""What is told on `GET /events` of agents, boards, jobs and leases, and whom it concerns."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from aegis_protocol.fleet_events import (
     AgentOnline,
     BoardChanged,
     JobStateChanged,
+    LeaseStateChanged,
     Task,
     TaskAssigned,
     TaskAvailable,
@@ -20,6 +21,7 @@ from aegis_protocol.http_api import Agent, Toolchain
 from aegis_control.http.job_body import job_body
 from aegis_control.store.announcing import Announcement
 from aegis_control.store.jobs import JobRecord
+from aegis_control.store.leases import LeaseRecord
 
 
 def agent_online(event: AgentOnline, toolchains: tuple[Toolchain, ...] = ()) -> Announcement:
@@ -46,9 +48,9 @@ def agent_offline(agent_id: str, agent_name: str) -> Announcement:
     return Announcement(AgentOffline(agent_id=agent_id, agent_name=agent_name))
 
 
-def board_changed(agent_id: str, board: Board) -> Announcement:
+def board_changed(agent_id: str, board: Board, leased_until: float | None) -> Announcement:
     targets = frozenset() if board.chip is None else frozenset({board.chip})
-    event = BoardChanged(agent_id=agent_id, board=board)
+    event = BoardChanged(agent_id=agent_id, board=board, leased_until=leased_until)
     return Announcement(event, targets=targets, board_id=board.id)
 
 
@@ -75,6 +77,20 @@ def available(job: JobRecord) -> tuple[Announcement, Announcement]:
 def assigned(job: JobRecord, told: Assigned) -> Announcement:
     event = TaskAssigned(job_id=job.id, agent_id=told.agent_id, agent_name=told.agent_name)
     return _of(job, event)
+
+
+def lease_state(lease: LeaseRecord) -> Announcement:
+    event = LeaseStateChanged(
+        lease_id=lease.id,
+        identity=lease.identity,
+        state=lease.state,
+        agent_id=lease.agent_id,
+        board_id=lease.board_id,
+        fence=lease.fence,
+        expires_at=lease.expires_at,
+        end=lease.end,
+    )
+    return Announcement(event, identity=lease.identity, board_id=lease.board_id)
 
 
 def _of(

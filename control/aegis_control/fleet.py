@@ -121,9 +121,13 @@ class Fleet:
             )
         return tuple(rows)
 
-    def boards(self, identity: str) -> tuple[BoardRow, ...]:
-        """The answer of `GET /boards` to `identity`: another's job is not named."""
+    def boards(self, identity: str, *, sees_all: bool) -> tuple[BoardRow, ...]:
+        """The answer of `GET /boards` to `identity`: another's job is named to operators alone."""
         own = {job.id for job in self.live if job.identity == identity}
+
+        def name(holder: str) -> str:
+            return holder if sees_all else shown(holder, identity)
+
         rows = []
         for view in self.views():
             for board in view.boards:
@@ -135,8 +139,8 @@ class Fleet:
                         agent_name=view.name,
                         agent_state=view.state,
                         board=self._with_holder(view.id, board),
-                        holder=holder if holder is None or holder in own else "another",
-                        leased_by=None if lease is None else shown(lease.identity, identity),
+                        holder=holder if not holder or holder in own or sees_all else "another",
+                        leased_by=None if lease is None else name(lease.identity),
                         leased_until=None if lease is None else lease.until_s,
                     )
                 )

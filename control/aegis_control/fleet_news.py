@@ -58,13 +58,15 @@ async def tell_boards(
     """Tell how these boards of an agent are (None: all that it has); one it lacks is gone."""
     link = (await _links(conn, [agent_id])).get(agent_id)
     there = {board.id: board for board in (() if link is None else link.boards)}
-    holders = (await boards.holdings(conn)).jobs
-    held = {board_id for owner, board_id in holders if owner == agent_id}
+    holdings = await boards.holdings(conn)
     for board_id in sorted(there if board_ids is None else board_ids):
         known = there.get(board_id, Board(id=board_id, state=BoardState.GONE))
-        if board_id in held and known.state is BoardState.FREE:
+        if (agent_id, board_id) in holdings.jobs and known.state is BoardState.FREE:
             known = known.model_copy(update={"state": BoardState.HELD})
-        await announce(conn, announcements.board_changed(agent_id, known), now_s=now_s)
+        lease = holdings.leases.get((agent_id, board_id))
+        until_s = None if lease is None else lease.until_s
+        news = announcements.board_changed(agent_id, known, until_s)
+        await announce(conn, news, now_s=now_s)
 
 
 def different(before: Sequence[Board], after: Sequence[Board]) -> set[str]:

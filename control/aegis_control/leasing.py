@@ -34,7 +34,9 @@ from aegis_protocol.states import LeaseState
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from aegis_control import announcements
 from aegis_control.fleet import FleetMirror, shown
+from aegis_control.fleet_news import tell_boards
 from aegis_control.hub import set_within
 from aegis_control.identity import Identity
 from aegis_control.link.orders import Orders
@@ -42,6 +44,7 @@ from aegis_control.log import get_logger
 from aegis_control.policy.weighing import AGENT_KINDS
 from aegis_control.scheduler import AgentView, Place, WaitingJob, allot, candidates
 from aegis_control.store import audit, boards, leases
+from aegis_control.store.announcing import announce
 from aegis_control.store.audit import Act
 from aegis_control.store.boards import Kicked
 from aegis_control.store.database import Database
@@ -109,6 +112,8 @@ class Leasing:
                 now_s=now_s,
                 until_s=now_s + (request.wait_secs or _AT_ONCE_S),
             )
+            if request.wait_secs:
+                await _tell(conn, lease, now_s=now_s)
         await self.advance()
         async with self._database.write() as conn:
             found = await leases.get(conn, lease.id)
@@ -251,7 +256,7 @@ class Leasing:
         async with self._database.read() as conn:
             void = await boards.kicked(conn, agent_id)
         for one in void:
-            await self._tell(agent_id, one)
+            await self._revoke(agent_id, one)
 
     async def _end(
         self, lease: LeaseRecord, how: str, *, kicks: bool, force: bool
@@ -268,10 +273,10 @@ class Leasing:
             await _note(conn, f"lease.{how}", ended, now_s=now_s)
         log.info("lease.ended", lease_id=ended.id, board_id=ended.board_id, how=how)
         if void is not None and ended.agent_id is not None:
-            await self._tell(ended.agent_id, void)
+            await self._revoke(ended.agent_id, void)
         return ended
 
-    async def _tell(self, agent_id: str, void: Kicked) -> None:
+    async def _revoke(self, agent_id: str, void: Kicked) -> None:
         frame = LeaseRevoke(board_id=void.board_id, fence=void.fence, force=void.force)
         try:
             await self._orders.send(agent_id, frame)
@@ -368,6 +373,14 @@ async def _note(conn: AsyncConnection, what: str, lease: LeaseRecord, *, now_s: 
     facts = {"lease_id": lease.id, "holder": lease.identity, "fence": lease.fence}
     act = Act(what=what, agent_id=lease.agent_id, board_id=lease.board_id, facts=facts)
     await audit.record(conn, act, now_s=now_s)
+    await _tell(conn, lease, now_s=now_s)
+
+
+async def _tell(conn: AsyncConnection, lease: LeaseRecord, *, now_s: float) -> None:
+    """Tell on `GET /events` how the lease is, and the board that it has or had."""
+    await announce(conn, announcements.lease_state(lease), now_s=now_s)
+    if lease.agent_id is not None and lease.board_id is not None:
+        await tell_boards(conn, lease.agent_id, [lease.board_id], now_s=now_s)
 
 
 def _not_found(lease_id: str) -> LeaseNotFound:

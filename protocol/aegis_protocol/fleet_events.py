@@ -15,8 +15,8 @@ from aegis_protocol.board import Board
 from aegis_protocol.errors import ErrorBody
 from aegis_protocol.events import Connected, KeepAlive, Reset
 from aegis_protocol.http_api import Job, Reason
-from aegis_protocol.model import Id, Labels, TargetName, Wire
-from aegis_protocol.states import AgentState, JobState
+from aegis_protocol.model import Id, Labels, TargetName, UnixSeconds, Wire
+from aegis_protocol.states import AgentState, JobState, LeaseState
 
 GLOBAL_PROJECT: Final = "global"
 """The project of a job that names none."""
@@ -44,11 +44,13 @@ class AgentOffline(Wire):
 
 
 class BoardChanged(Wire):
-    """A board came, went (`gone`), was taken or given back, or is known better."""
+    """A board came, went (`gone`), was taken, leased or given back, or is known better."""
 
     type: Literal["board_changed"] = "board_changed"
     agent_id: Id
     board: Board
+    leased_until: UnixSeconds | None = None
+    """While somebody has it by a lease; `GET /boards` says who."""
 
 
 class TaskAvailable(Wire):
@@ -87,6 +89,25 @@ class JobStateChanged(Wire):
     error: ErrorBody | None = None
 
 
+class LeaseStateChanged(Wire):
+    """
+    A lease of a board: queued, held, held for longer, or ended. For its holder and for operators.
+
+    expires_at  queued: when it gives up waiting; held: when it ends
+    end         how it ended: released, expired, idle, kicked
+    """
+
+    type: Literal["lease_state"] = "lease_state"
+    lease_id: Id
+    identity: Id
+    state: LeaseState
+    agent_id: Id | None = None
+    board_id: Id | None = None
+    fence: int | None = None
+    expires_at: UnixSeconds
+    end: str | None = None
+
+
 FleetEvent: TypeAlias = Annotated[
     Connected
     | KeepAlive
@@ -97,7 +118,8 @@ FleetEvent: TypeAlias = Annotated[
     | TaskAvailable
     | Task
     | TaskAssigned
-    | JobStateChanged,
+    | JobStateChanged
+    | LeaseStateChanged,
     Field(discriminator="type"),
 ]
 FLEET_EVENT: Final[TypeAdapter[FleetEvent]] = TypeAdapter(FleetEvent)
@@ -110,5 +132,6 @@ FLEET_TYPES: Final = (
     "task",
     "task_assigned",
     "job_state",
+    "lease_state",
 )
 """The types that `?types=` may name."""

@@ -298,7 +298,12 @@ class DrainRequest(Wire):
 
 
 class BoardRow(Wire):
-    """A board with the agent that has it. `holder` is the caller's own job, or `another`."""
+    """
+    A board with the agent that has it.
+
+    holder     the job that has it: the caller's own, or `another`; an operator sees everybody's
+    leased_by  who has it by a lease: the caller's own identity, or `another`; as above
+    """
 
     agent_id: Id
     agent_name: str
@@ -306,7 +311,6 @@ class BoardRow(Wire):
     board: Board
     holder: str | None = None
     leased_by: str | None = None
-    """The caller's own identity, or `another`, while somebody has it by a lease."""
     leased_until: UnixSeconds | None = None
 
 

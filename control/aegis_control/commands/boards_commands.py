@@ -7,6 +7,7 @@ from aegis_protocol.http_api import BoardList, BoardRow
 
 from aegis_control.commands.asking import Asking, Json, KeyFile, State, Url
 from aegis_control.commands.tables import print_table
+from aegis_control.commands.times import minute
 
 
 def list_boards(
@@ -37,5 +38,7 @@ def list_boards(
 
 
 def _state(row: BoardRow) -> str:
-    held = row.holder is not None and row.holder != "another"
-    return f"{row.board.state} by {row.holder}" if held else str(row.board.state)
+    state = f"{row.board.state} by {row.holder}" if row.holder else str(row.board.state)
+    if row.leased_until is None:
+        return state
+    return f"{state}, leased by {row.leased_by} until {minute(row.leased_until)}"

@@ -2,16 +2,16 @@
 `GET /events`: server-sent events of agents, boards and jobs, for whoever may see them.
 
 A stream that begins afresh starts with what is true now: the agents that are there, their boards,
-the jobs that are not over. A keepalive with an id ends it. One that comes back with `Last-Event-ID`
-goes on after that event, and if what came after it is not kept any more, a `reset` says so and the
-stream begins afresh. Keepalives have the id of the newest event, so that the cursor stays young
-though nothing was of interest.
+the jobs and leases that are not over. A keepalive with an id ends it. One that comes back with
+`Last-Event-ID` goes on after that event, and if what came after it is not kept any more, a `reset`
+says so and the stream begins afresh. Keepalives have the id of the newest event, so that the cursor
+stays young though nothing was of interest.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from aegis_protocol.events import Connected, KeepAlive, Reset
@@ -27,9 +27,10 @@ from aegis_control.http.route import Call
 from aegis_control.http.sse import ReaderGone, Sse, event_text, last_event_id
 from aegis_control.hub import set_within
 from aegis_control.log import get_logger
-from aegis_control.store import jobs
+from aegis_control.store import jobs, leases
 from aegis_control.store.announcing import Announcement
-from aegis_control.store.jobs import LIVE
+from aegis_control.store.jobs import LIVE, JobRecord
+from aegis_control.store.leases import LeaseRecord
 from aegis_control.streams import OpenStream
 
 log = get_logger("events")
@@ -103,8 +104,9 @@ class _Stream:
         async with self._control.database.read() as conn:
             fleet = await Fleet.look(conn, self._control.links)
             waiting = await jobs.in_states(conn, (JobState.PENDING,))
+            leased = await leases.open_ones(conn, None)
         chunk = b""
-        for found in _now(fleet, (*waiting, *fleet.live)):
+        for found in _now(fleet, (*waiting, *fleet.live), leased.values()):
             if self._wanted.passes(found):
                 chunk += event_text(found.event, found.type, None)
             if len(chunk) > _CHUNK_BYTES:
@@ -117,13 +119,19 @@ class _Stream:
         await self._sse.write(event_text(event, event.type, event_id))
 
 
-def _now(fleet: Fleet, open_jobs: tuple[jobs.JobRecord, ...]) -> Iterator[Announcement]:
+def _now(
+    fleet: Fleet, open_jobs: Iterable[JobRecord], open_leases: Iterable[LeaseRecord]
+) -> Iterator[Announcement]:
     for agent in fleet.agents():
         if agent.state is not AgentState.DISCONNECTED:
             yield announcements.agent_is_online(agent)
             for board in agent.boards:
-                yield announcements.board_changed(agent.id, board)
+                holding = fleet.held.leases.get((agent.id, board.id))
+                until_s = None if holding is None else holding.until_s
+                yield announcements.board_changed(agent.id, board, until_s)
     for job in open_jobs:
         yield announcements.job_state(job)
         if job.state not in LIVE:
             yield from announcements.available(job)
+    for lease in open_leases:
+        yield announcements.lease_state(lease)
