@@ -14,7 +14,7 @@ import pytest
 from aegis_links import ice_guide, ice_knock
 from aegis_links.certificate import Certificate
 from aegis_links.ice_guide import MOST_SERVERS, IceGuide
-from aegis_links.ice_servers import find_live
+from aegis_links.ice_servers import ask_all, find_live
 from aegis_links.peer_link import PeerLink
 from aegis_protocol.channels import ChannelName
 from aegis_protocol.failures.link import RelayRefused, RelayUnavailable
@@ -170,9 +170,20 @@ async def test_no_more_servers_are_kept_in_mind_than_a_process_has_use_for() -> 
         assert guide.known == MOST_SERVERS
 
 
+async def test_a_dead_server_with_two_credentials_is_told_of_once(deaf: str) -> None:
+    servers = [
+        IceServer(urls=(f"turn:{deaf}",), username=user, credential="of a secret")
+        for user in ("by the new", "by the old")
+    ]
+    live = await find_live(servers)
+    assert live.turns == ()
+    assert [answer.url for answer in live.turn_refusals] == [f"turn:{deaf}"]
+    assert [answer.url for answer in await ask_all(servers)] == [f"turn:{deaf}"]
+
+
 async def test_no_servers_are_asked_where_none_are_given() -> None:
     live = await find_live([])
-    assert (live.stun, live.turn, live.turn_asked) == (None, None, False)
+    assert (live.stun, live.turns, live.turn_refusals) == (None, (), ())
 
 
 async def test_wrong_turn_credentials_are_told_and_the_link_goes_on_without() -> None:

@@ -8,10 +8,11 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import psutil
 import pytest
-from aegis_links import ice_knock
+from aegis_links import ice_knock, relay
 from aegis_links.certificate import Certificate
 from aegis_links.ice_guide import IceGuide
 from aegis_links.peer_link import PeerLink
@@ -23,6 +24,7 @@ from aegis_protocol.failures.link import (
     RelayUnreachable,
 )
 from aegis_protocol.http_api import IceServer
+from aioice.ice import relayed_candidate
 from linked_peers import linked_peers
 from turn_server import TurnServer, Way, running
 from waiting import until
@@ -96,6 +98,50 @@ async def test_another_secret_than_the_servers_is_told(turn: TurnServer, way: Wa
     assert turn.url(way) in caught.value.message
     assert "AEGIS_TURN_SECRET" in caught.value.remedy
     assert not caught.value.retryable
+
+
+@pytest.mark.parametrize("way", ["udp", "tcp", "tls"])
+async def test_while_a_secret_changes_the_credentials_that_the_server_takes_are_used(
+    turn: TurnServer, way: Way
+) -> None:
+    """Control hands out two for each server, the new ones first; this server has the old secret."""
+    servers = (*turn.servers(way, secret="another"), *turn.servers(way))
+    async with (
+        IceGuide(turn.trust).running() as guide,
+        linked_peers(ice_servers=servers, guide=guide, relay_only=True) as peers,
+    ):
+        assert peers.client.path == peers.agent.path == "relay/relay"
+        assert peers.client.relay_unavailable is None
+
+
+async def test_each_server_is_asked_with_credentials_of_its_own(turn: TurnServer) -> None:
+    """One is dead, one refuses, and the third takes what no other does."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as deaf, running(secret="its own") as own:
+        deaf.bind(("127.0.0.1", 0))
+        dead = f"turn:127.0.0.1:{deaf.getsockname()[1]}"
+        (refused,), (right,) = turn.servers("udp", "tcp", secret="x"), own.servers("udp")
+        servers = (right.model_copy(update={"urls": (dead,), "username": "1:a"}), refused, right)
+        async with linked_peers(ice_servers=servers, relay_only=True) as peers:
+            assert peers.client.path == "relay/relay"
+        (candidate,) = (line for line in peers.client.offer_sdp.splitlines() if "typ relay" in line)
+        assert candidate
+
+
+async def test_what_refuses_is_not_asked_without_end_and_the_first_refusal_is_told(
+    turn: TurnServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str | None] = []
+
+    async def counted(**settings: Any) -> Any:
+        asked.append(settings["turn_username"])
+        return await relayed_candidate(**settings)
+
+    monkeypatch.setattr(relay, "relayed_candidate", counted)
+    many = [turn.servers("udp", secret=f"secret {n}", ended_s=100 - 200 * n)[0] for n in range(9)]
+    with pytest.raises(RelayExpired):
+        async with _relay_only(turn, tuple(many)):
+            pytest.fail("there is no relay")
+    assert asked == [server.username for server in many[: relay.MOST_ASKED]]
 
 
 async def test_credentials_that_expired_are_told_with_the_time_since(turn: TurnServer) -> None:

@@ -43,6 +43,7 @@ class TurnServer:
     tls_port: int
     ca: Path
     process: subprocess.Popen[bytes]
+    secret: str = SECRET
 
     def url(self, way: Way) -> str:
         if way == "tls":
@@ -50,13 +51,13 @@ class TurnServer:
         return f"turn:{self.host}:{self.port}?transport={way}"
 
     def servers(
-        self, *ways: Way, secret: str = SECRET, ended_s: float = -600
+        self, *ways: Way, secret: str | None = None, ended_s: float = -600
     ) -> tuple[IceServer, ...]:
         """As control hands them out with a grant of a job that ended `ended_s` ago."""
         return ice_servers(
             stun_urls=(),
             turn_urls=[self.url(way) for way in ways],
-            turn_secrets=(secret,),
+            turn_secrets=(secret or self.secret,),
             job_id="job",
             side="client",
             ends_at_s=time.time() - ended_s - SPARE_S,
@@ -68,7 +69,7 @@ class TurnServer:
 
 
 @contextmanager
-def running(host: str = HOST) -> Iterator[TurnServer]:
+def running(host: str = HOST, *, secret: str = SECRET) -> Iterator[TurnServer]:
     """Started, answering at that address of this machine, and stopped in the end."""
     folder = Path(tempfile.mkdtemp(prefix="aegis-turn-"))
     folder.chmod(0o755)
@@ -79,12 +80,12 @@ def running(host: str = HOST) -> Iterator[TurnServer]:
         f"--listening-ip={host}", f"--relay-ip={host}", "--allow-loopback-peers",
         f"--listening-port={port}", f"--tls-listening-port={tls_port}",
         f"--cert={certificate}", f"--pkey={key}",
-        "--use-auth-secret", f"--static-auth-secret={SECRET}", "--realm=aegis.test",
+        "--use-auth-secret", f"--static-auth-secret={secret}", "--realm=aegis.test",
         "--log-file=stdout", f"--pidfile={folder}/turn.pid", f"--userdb={folder}/turn.db",
     ]  # fmt: skip
     with (folder / "turn.log").open("wb") as log:
         process = subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
-    server = TurnServer(host, port, tls_port, certificate, process)
+    server = TurnServer(host, port, tls_port, certificate, process, secret)
     try:
         with ThreadPoolExecutor() as thread:  # there may be a loop in this one
             thread.submit(asyncio.run, _answering(server, folder / "turn.log")).result()

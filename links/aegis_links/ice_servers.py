@@ -1,7 +1,8 @@
 """
-Which STUN and TURN servers a link uses: the first of each kind, in control's order, that answers.
+Which STUN and TURN servers a link uses: of those that answer the first of each kind, in control's
+order. Where that TURN server gives no address, the next that answered are asked (`relay`).
 
-ICE takes one of each, and a dead one costs it five seconds. So each is knocked at beforehand
+A dead one would cost ICE five seconds. So each is knocked at beforehand
 (`ice_knock`), all at once; whoever keeps an `IceGuide` has the answers before they are needed.
 """
 
@@ -58,21 +59,20 @@ class ServerAnswer:
 @dataclass(frozen=True)
 class LiveServers:
     """
-    The first server of each kind that answered.
+    The first STUN server that answered, and the TURN servers that did, first things first.
 
-    turn_refusals  the TURN servers before that one, or all, and why each is left out
+    turn_refusals  the TURN servers before the first of them, or all, and why each is left out
     tls            how the certificate of a `turns:` server is judged
     """
 
     stun: ServerAddress | None = None
-    turn: ServerAddress | None = None
+    turns: tuple[ServerAddress, ...] = ()
     turn_refusals: tuple[ServerAnswer, ...] = ()
     tls: ssl.SSLContext | None = None
 
     @property
-    def turn_asked(self) -> bool:
-        """A TURN server was configured."""
-        return self.turn is not None or bool(self.turn_refusals)
+    def turn(self) -> ServerAddress | None:
+        return next(iter(self.turns), None)
 
 
 Verdict: TypeAlias = "asyncio.Task[str | None]"
@@ -82,8 +82,8 @@ Verdict: TypeAlias = "asyncio.Task[str | None]"
 async def ask_all(
     servers: Sequence[IceServer], *, tls: ssl.SSLContext | None = None
 ) -> tuple[ServerAnswer, ...]:
-    """Knock at each server and tell what came of it. Never raises."""
-    addresses = addresses_of(servers)
+    """Knock at each server once and tell what came of it. Never raises."""
+    addresses = list({address.place: address for address in addresses_of(servers)}.values())
     refusals = await asyncio.gather(*(refusal(address, tls) for address in addresses))
     return tuple(
         ServerAnswer(address.url, reason)
@@ -139,10 +139,10 @@ async def first_of_each(
     Wait until the choice is clear. An earlier server that has not answered yet is waited for as
     long again as a later one took, and no longer: whoever has a second way is not held up.
     """
-    (stun, _), (turn, refusals) = await asyncio.gather(
+    (stuns, _), (turns, refusals) = await asyncio.gather(
         *(_first(scheme, addresses, verdicts) for scheme in ("stun", "turn"))
     )
-    return LiveServers(stun, turn, refusals, tls)
+    return LiveServers(next(iter(stuns), None), turns, refusals, tls)
 
 
 async def refusal(address: ServerAddress, tls: ssl.SSLContext | None) -> str | None:
@@ -154,7 +154,7 @@ async def refusal(address: ServerAddress, tls: ssl.SSLContext | None) -> str | N
 
 async def _first(
     scheme: str, addresses: Sequence[ServerAddress], verdicts: Sequence[Verdict]
-) -> tuple[ServerAddress | None, tuple[ServerAnswer, ...]]:
+) -> tuple[tuple[ServerAddress, ...], tuple[ServerAnswer, ...]]:
     asked = [
         (address, verdict)
         for address, verdict in zip(addresses, verdicts, strict=True)
@@ -176,7 +176,15 @@ async def _first(
     for address, verdict in asked:
         reason = verdict.result() if verdict.done() else "slower than the next"
         if reason is None:
-            return address, tuple(refusals)
-        _log.warning("ice_server.left_out", url=address.url, reason=reason)
-        refusals.append(ServerAnswer(address.url, reason))
-    return None, tuple(refusals)
+            return _answered(asked), tuple(refusals)
+        refused = ServerAnswer(address.url, reason)
+        if refused not in refusals:  # there may be several credentials for one server
+            _log.warning("ice_server.left_out", url=address.url, reason=reason)
+            refusals.append(refused)
+    return (), tuple(refusals)
+
+
+def _answered(asked: Sequence[tuple[ServerAddress, Verdict]]) -> tuple[ServerAddress, ...]:
+    return tuple(
+        address for address, verdict in asked if verdict.done() and verdict.result() is None
+    )

@@ -25,7 +25,6 @@ from aegis_protocol.failures.link import (
 )
 from aegis_protocol.fingerprint import Fingerprint
 from aioice.ice import Connection, StunProtocol
-from aioice.turn import TurnTransport
 from aiortc import (
     RTCDataChannel,
     RTCDataChannelParameters,
@@ -46,11 +45,10 @@ from aegis_links.fast.dtls import FastDtls
 from aegis_links.fast.guard import is_fast
 from aegis_links.fast.receiving import Breach
 from aegis_links.ice_servers import LiveServers
-from aegis_links.relay_refusal import none_answers, why_refused
+from aegis_links.relay import add_relayed, give_back
 from aegis_links.session_description import DtlsRole, RemoteDescription, write_description
 
 STOP_LIMIT_S: Final = 2.0
-RELAY_STOP_LIMIT_S: Final = 1.0
 _log = structlog.get_logger("aegis_links.transport")
 
 
@@ -84,7 +82,8 @@ class Transport:
         )
         self._ice = RTCIceTransport(self._gatherer)
         connection = self._ice._connection
-        _use_servers(connection, servers)
+        if servers.stun is not None:  # by aiortc's own way IPv6 would not work
+            connection.stun_server = (servers.stun.host, servers.stun.port)
         connection.ice_controlling = offering
         connection.query_consent = partial(query_consent, connection)  # type: ignore[method-assign]
         connection.protocol_lost = self._socket_lost  # type: ignore[method-assign]
@@ -106,16 +105,14 @@ class Transport:
         NoCandidates      there is nothing but loopback
         RelayUnavailable  only relayed addresses are allowed, and there is none
         """
-        await self._gatherer.gather()
-        kinds = [candidate.type for candidate in self._gatherer.getLocalCandidates()]
-        if self._servers.turn_asked and "relay" not in kinds:
-            turn = self._servers.turn
-            self.relay_unavailable = (
-                none_answers(self._servers.turn_refusals)
-                if turn is None
-                else await why_refused(turn, self._servers.tls)
-            )
-            refused = self.relay_unavailable
+        connection = self._ice._connection
+        refused, _ = await asyncio.gather(
+            add_relayed(connection, self._servers, hides_address=self._relay_only),
+            self._gatherer.gather(),
+        )
+        kinds = [candidate.type for candidate in connection.local_candidates]
+        if refused is not None:
+            self.relay_unavailable = refused
             _log.warning("relay.not_available", code=refused.code, reason=refused.message)
         if not kinds and self._relay_only:
             raise self.relay_unavailable or RelayUnavailable(
@@ -247,7 +244,7 @@ class Transport:
         await self._bounded("association", self.association.stop)
         await self._bounded("dtls", self._dtls.stop)
         sockets = list(self._ice._connection._protocols)
-        await _give_back_relays(self._ice._connection)
+        await give_back(self._ice._connection)
         await self._bounded("ice", self._ice.stop)
         for protocol in sockets:  # where ICE did not come to it in time
             protocol.transport.close()
@@ -294,32 +291,3 @@ class Transport:
         finally:
             for waiter in waiters:
                 waiter.cancel()
-
-
-async def _give_back_relays(connection: Connection) -> None:
-    """Let relays go, and no longer: ICE itself asks one that is dead for half a minute."""
-    relays = [p.transport for p in connection._protocols if isinstance(p.transport, TurnTransport)]
-    for relay in relays:
-        relay.close()
-    asking = [relay.__dict__["_TurnTransport__close_task"] for relay in relays]
-    if asking:
-        _, in_vain = await asyncio.wait(asking, timeout=RELAY_STOP_LIMIT_S)
-        for asked in in_vain:
-            _log.info("relay.not_given_back")
-            asked.cancel()  # which closes the socket all the same
-        if in_vain:
-            await asyncio.wait(in_vain)
-
-
-def _use_servers(connection: Connection, servers: LiveServers) -> None:
-    """Give ICE its servers: by aiortc's own way neither IPv6 nor a private CA would work."""
-    stun, turn = servers.stun, servers.turn
-    if stun is not None:
-        connection.stun_server = (stun.host, stun.port)
-    if turn is not None:
-        connection.turn_server = (turn.host, turn.port)
-        connection.turn_username, connection.turn_password = turn.username, turn.credential
-        connection.turn_transport = "udp" if turn.transport == "udp" else "tcp"
-        if turn.transport == "tls":
-            # Passed on to asyncio as it is, where a context will do.
-            connection.turn_ssl = servers.tls or True  # type: ignore[assignment]
