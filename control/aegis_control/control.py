@@ -25,6 +25,7 @@ from aegis_control.leasing import Leasing
 from aegis_control.link.endpoint import LinkEndpoint
 from aegis_control.link.orders import Orders
 from aegis_control.link.others import Others
+from aegis_control.link.pulse import Pulse
 from aegis_control.link.registry import Links
 from aegis_control.membership import Membership
 from aegis_control.metrics import Metrics
@@ -86,6 +87,7 @@ class Control:
     revoking: Revoking
     rotation: Rotation
     link_endpoint: LinkEndpoint
+    pulse: Pulse
     deadlines: Deadlines
     auditor: Auditor
     feed: Feed
@@ -133,6 +135,7 @@ async def running(
                 group.create_task(
                     control.placement.run(control.ledger, control.stopping), name="placement"
                 ),
+                group.create_task(control.pulse.run(control.stopping), name="pulse"),
                 group.create_task(control.deadlines.run(control.stopping), name="deadlines"),
                 group.create_task(control.feed.run(control.stopping), name="events"),
                 group.create_task(control.leasing.run(control.stopping), name="leases"),
@@ -211,6 +214,7 @@ def wire(
         base_url=base_url,
     )
     revoking = Revoking(database, ledger, links)
+    pulse = Pulse(links, silence_s=config.link_timeout_s)
     return Control(
         config=config,
         base_url=base_url,
@@ -260,10 +264,11 @@ def wire(
             on_linked=revoking.look_at,
             base_url=base_url,
             ice_urls=(*config.stun_urls, *config.turn_urls),
-            silence_s=config.link_timeout_s,
+            pulse=pulse,
             greet_s=config.connect_timeout_s,
             on_up=leasing.tell_again,
         ),
+        pulse=pulse,
         deadlines=Deadlines(
             database,
             open_jobs,

@@ -11,7 +11,6 @@ from typing import Final
 
 from aegis_protocol import PROTOCOL_VERSION
 from aegis_protocol.control_link import (
-    MAX_FRAME_BYTES,
     TO_CONTROL,
     Challenge,
     Hello,
@@ -44,7 +43,9 @@ from aegis_control.link.clones import watch
 from aegis_control.link.frames import Frames
 from aegis_control.link.greeting import authenticate, begin, settle
 from aegis_control.link.link import Link
+from aegis_control.link.pulse import Pulse
 from aegis_control.link.registry import Links
+from aegis_control.link.socket import CLOSE_S, LinkSocket
 from aegis_control.log import get_logger
 from aegis_control.metrics import Metrics
 from aegis_control.presence import Presence
@@ -57,7 +58,6 @@ from aegis_control.store.jobs import LIVE
 
 log = get_logger("link")
 
-_CLOSE_S: Final = 2.0
 _MAX_GREETING: Final = 128
 _MAX_GREETING_EACH: Final = 64
 """How many sockets may be between challenge and hello at once, in all and of one address."""
@@ -68,7 +68,7 @@ class LinkEndpoint:
     proxies    networks whose forwarded addresses count
     on_linked  called with an agent's id once it has its link: it may have news to hear
     base_url   what agents must call this control
-    silence_s  a link without a frame for so long is down
+    pulse      says how long a link may be silent, and ends it then
     on_up      awaited with the agent's id when its link is up
     greet_s    the time from challenge to hello
     """
@@ -87,7 +87,7 @@ class LinkEndpoint:
         on_linked: Callable[[str], None],
         base_url: str,
         ice_urls: tuple[str, ...],
-        silence_s: float,
+        pulse: Pulse,
         greet_s: float,
         on_up: Callable[[str], Awaitable[None]],
     ) -> None:
@@ -103,8 +103,7 @@ class LinkEndpoint:
         self._on_linked = on_linked
         self._base_url = base_url
         self._ice_urls = ice_urls
-        self._silence_s = silence_s
-        self._ping_s = silence_s / 3
+        self._pulse = pulse
         self._greet_s = greet_s
         self._on_up = on_up
         self._greeting: Counter[str] = Counter()
@@ -123,9 +122,7 @@ class LinkEndpoint:
         caller = network_of(address)
         if self._greeting.total() >= _MAX_GREETING or self._greeting[caller] >= _MAX_GREETING_EACH:
             raise RateLimited("too many links are being opened", retry_after_s=1)
-        socket = web.WebSocketResponse(
-            timeout=_CLOSE_S, compress=False, max_msg_size=MAX_FRAME_BYTES
-        )
+        socket = LinkSocket()
         await socket.prepare(request)
         try:
             link = await self._greet(socket, request)
@@ -150,7 +147,7 @@ class LinkEndpoint:
         for link in self._links.own().values():
             link.close(Unavailable("control is stopping"), cause="stopping")
 
-    async def _greet(self, socket: web.WebSocketResponse, request: web.Request) -> Link | None:
+    async def _greet(self, socket: LinkSocket, request: web.Request) -> Link | None:
         """Exchange challenge, hello and welcome; None when the agent left in between."""
         nonce = secrets.token_urlsafe(32)
         caller = network_of(remote_address(request, self._proxies))
@@ -188,7 +185,7 @@ class LinkEndpoint:
 
     async def _welcome(
         self,
-        socket: web.WebSocketResponse,
+        socket: LinkSocket,
         request: web.Request,
         known: AgentRecord,
         hello: Hello,
@@ -210,25 +207,30 @@ class LinkEndpoint:
             protocol=PROTOCOL_VERSION,
             server_time=time.time(),
             issuer_keys=self._issuer.keys(),
-            ping_secs=self._ping_s,
-            silence_secs=self._silence_s,
+            ping_secs=self._pulse.ping_s,
+            silence_secs=self._pulse.silence_s,
             over_jobs=found.over,
             standing=standing(record, now_s=time.time()),
             revocations=revoked,
             revoked_through=through,
             ice_urls=self._ice_urls,
         )
-        link = Link(
-            socket, request.transport, hello, name=record.name, epoch=epoch, ping_s=self._ping_s
-        )
+        if request.transport is None:  # it is closed
+            return None
+        link = Link(socket, request.transport, hello, name=record.name, epoch=epoch)
         try:
             await socket.send_str(welcome.model_dump_json())
         except ConnectionError:
             return None
+        link.begin(ping_within_s=self._pulse.ping_s)
         self._rates.link_proven(remote_address(request, self._proxies))
         self._links.add(link)
-        await self._tell_news(link, record)
-        await self._on_up(link.agent_id)
+        try:
+            await self._tell_news(link, record)
+            await self._on_up(link.agent_id)
+        except BaseException:
+            self._links.remove(link)
+            raise
         self._database.bus.deliver([("frame", link.agent_id)])  # what waited for this link
         log.info("agent.connected", agent_id=link.agent_id, name=link.name, epoch=epoch)
         return link
@@ -241,29 +243,21 @@ class LinkEndpoint:
         if now is not None and not same_order(now, told):
             link.send(order_frame(now, now_s=time.time()))
 
-    async def _live(self, socket: web.WebSocketResponse, link: Link) -> None:
-        async with asyncio.TaskGroup() as group:
-            writer = group.create_task(link.write(), name=f"link-{link.agent_id}")
-            try:
-                await self._tell_back(link)
-                await self._read(socket, link)
-            except DBAPIError as exc:  # the agent links up again, and says all of it again
-                link.end_cause = "store"
-                log.error("store.failed", detail=str(exc.orig))  # noqa: TRY400
-            finally:
-                writer.cancel()
-
-    async def _read(self, socket: web.WebSocketResponse, link: Link) -> None:
+    async def _live(self, socket: LinkSocket, link: Link) -> None:
         try:
-            while True:
-                async with asyncio.timeout(self._silence_s):
-                    frame = await self._receive(socket)
-                if frame is None:
-                    return
-                link.heard_at = time.time()
-                await self._frames.take(link, frame)
-        except TimeoutError:
-            link.end_cause = "silent"
+            await self._tell_back(link)
+            link.listen()
+            await self._read(socket, link)
+        except DBAPIError as exc:  # the agent links up again, and says all of it again
+            link.end_cause = "store"
+            log.error("store.failed", detail=str(exc.orig))  # noqa: TRY400
+
+    async def _read(self, socket: LinkSocket, link: Link) -> None:
+        try:
+            while (frame := await self._receive(socket)) is not None:
+                if not link.ending:
+                    with link.busy():
+                        await self._frames.take(link, frame)
         except AegisError as exc:
             link.end_cause = "protocol"
             log.warning("link.broken", agent_id=link.agent_id, code=exc.code, detail=exc.message)
@@ -314,7 +308,7 @@ class LinkEndpoint:
             for job in await jobs.in_states(change.conn, LIVE, agent_id=agent_id):
                 await change.tell(job.id, Closed(job_id=job.id, error=gone.body()))
 
-    async def _receive(self, socket: web.WebSocketResponse) -> ToControl | None:
+    async def _receive(self, socket: LinkSocket) -> ToControl | None:
         """The next frame that this version knows; None when the socket is closed."""
         while True:
             message = await socket.receive()
@@ -334,9 +328,7 @@ class LinkEndpoint:
                 case _:
                     return None
 
-    async def _refuse(
-        self, socket: web.WebSocketResponse, error: AegisError, request: web.Request
-    ) -> None:
+    async def _refuse(self, socket: LinkSocket, error: AegisError, request: web.Request) -> None:
         address = remote_address(request, self._proxies)
         if isinstance(error, LinkRefused | BadRequest):
             self._rates.link_failed(address)
@@ -348,7 +340,7 @@ class LinkEndpoint:
             **error.facts,
         )
         try:
-            async with asyncio.timeout(_CLOSE_S):
+            async with asyncio.timeout(CLOSE_S):
                 await socket.send_str(Refused(error=error.body()).model_dump_json())
                 await socket.close()
         except (ConnectionError, TimeoutError):
