@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,12 +12,12 @@ from aegis_protocol.actions import Role
 from aegis_protocol.control_link import HeldJob, JobRevoke, KeyRevoke, Revocations, Revoked
 from aegis_protocol.states import JobState
 from control_fixtures import bench, key_of
-from control_runs import call
-from databases import postgres, postgres_url
+from control_runs import WITHIN_S, call
+from databases import database_kind, database_url, postgres, postgres_url
 from structlog.testing import capture_logs
 from test_control_replicas import replicas_of, sees
 
-__all__ = ["postgres", "postgres_url"]
+__all__ = ["database_kind", "database_url", "postgres", "postgres_url"]
 
 
 @pytest.fixture(autouse=True)
@@ -91,6 +92,41 @@ async def test_more_than_a_frame_holds_is_told_frame_by_frame(
                 through = more.through
         told = [one.job_id for one in seen if isinstance(one, JobRevoke)]
         assert told == [grant.job_id for grant in grants]
+
+
+async def test_a_job_is_shown_with_what_of_it_was_taken_back_and_where_that_is_pending(
+    tmp: Path, database_url: str
+) -> None:
+    async with bench(tmp / "s", database_url=database_url) as b:
+        agent = await b.agent()
+        builder = await b.client_of(Role.BUILDER)
+        grant, other = await b.running(builder, agent), await b.running(builder, agent)
+        jti = b.served.control.issuer.verify(grant.grant).jti
+        await agent.leave()
+        before = (await call(tmp, "show-job", grant.job_id, "--json")).data
+        assert (before["id"], before["revocations"]) == (grant.job_id, [])
+        assert (await call(tmp, "revoke", "grant", jti)).code == 0
+        assert (await call(tmp, "revoke", "job", grant.job_id)).code == 0
+        shown = " ".join((await call(tmp, "show-job", grant.job_id)).out.split())
+        assert f"grant {jti} revoked" in shown
+        assert shown.count("pending at bench: told first when its link is back") == 2
+        listed = " ".join((await call(tmp, "list-sessions")).out.split())
+        assert "revoked, pending at the agent" in listed
+        assert "revoked" not in (await call(tmp, "show-job", other.job_id)).out
+        assert builder.key is not None
+        assert (await call(tmp, "revoke", "key", builder.key.split("_")[2])).code == 0
+        assert "pending at bench" in (await call(tmp, "show-job", other.job_id)).out
+
+        jobs = [HeldJob(job_id=one.job_id, state=JobState.RUNNING) for one in (grant, other)]
+        welcome = await agent.link(*jobs)
+        await agent.send(Revoked(through=welcome.revoked_through))
+        async with asyncio.timeout(WITHIN_S):
+            states: set[str] = {"pending"}
+            while "pending" in states:
+                found = (await call(tmp, "show-job", grant.job_id, "--json")).data
+                states = {row["state"] for row in found["revocations"]}
+        assert [row["kind"] for row in found["revocations"]] == ["key", "job", "grant"]
+        assert "done at bench" in (await call(tmp, "show-job", other.job_id)).out
 
 
 async def test_an_operator_reads_where_it_is_pending(tmp: Path) -> None:

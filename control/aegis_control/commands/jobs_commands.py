@@ -6,12 +6,19 @@ from typing import Annotated
 from urllib.parse import quote
 
 import typer
-from aegis_protocol.http_api import Job, JobList
+from aegis_protocol.http_api import Job, JobList, RevocationList, RevocationRow
 from aegis_protocol.states import JobState
 
 from aegis_control.commands.asking import Asking, Json, KeyFile, State, Url
+from aegis_control.commands.revoke_commands import how_far
 from aegis_control.commands.tables import print_table
 from aegis_control.commands.times import ago, minute
+
+
+class JobWithRevocations(Job):
+    """What `show-job --json` prints."""
+
+    revocations: tuple[RevocationRow, ...]
 
 
 def list_jobs(
@@ -60,9 +67,12 @@ def show_job(
     as_json: Json = False,
 ) -> None:
     """Show one job: all that is known of it, with the reasons why it waits, agent by agent."""
-    job = Asking(url, key_file, state_dir).get(f"/jobs/{quote(job_id, safe='')}", Job)
+    asking, quoted = Asking(url, key_file, state_dir), quote(job_id, safe="")
+    job = asking.get(f"/jobs/{quoted}", Job)
+    taken = asking.get(f"/services/revocations?job={quoted}", RevocationList).revocations
     if as_json:
-        typer.echo(job.model_dump_json(indent=2))
+        whole = JobWithRevocations(**dict(job), revocations=taken)
+        typer.echo(whole.model_dump_json(indent=2))
         return
     rows = [
         ("id", job.id),
@@ -80,6 +90,9 @@ def show_job(
         rows.append(("project", job.project_key))
     if job.error is not None:
         rows.append(("error", f"{job.error.get('message')} [{job.error.get('code')}]"))
+    for row in taken:
+        what = row.kind if row.kind == "job" else f"{row.kind} {row.id}"
+        rows.append((f"{what} revoked", f"{minute(row.at)}, {how_far(row)}"))
     print_table(("WHAT", "IS"), rows, whole=("WHAT",))
     if job.reasons:
         typer.echo()

@@ -6,7 +6,7 @@ import time
 from typing import Annotated, Literal
 
 import typer
-from aegis_protocol.http_api import RevocationList, RevokeRequest
+from aegis_protocol.http_api import RevocationList, RevocationRow, RevokeRequest
 from rich.console import Console
 from rich.table import Table
 
@@ -99,11 +99,14 @@ def _revoke(
     if not found.revocations:
         typer.echo(f"revoked {kind} {of}; no agent has anything of it")
     for row in found.revocations:
-        where = row.agent_name or row.agent_id
-        if row.state == "done":
-            typer.echo(f"revoked {kind} {of}, done at {where}")
-        else:
-            typer.echo(f"revoked {kind} {of}, pending at {where}: told first when its link is back")
+        typer.echo(f"revoked {kind} {of}, {how_far(row)}")
+
+
+def how_far(row: RevocationRow) -> str:
+    where = row.agent_name or row.agent_id
+    if row.state == "done":
+        return f"done at {where}"
+    return f"pending at {where}: told first when its link is back"
 
 
 def _show(found: RevocationList, as_json: bool) -> None:

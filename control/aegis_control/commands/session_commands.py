@@ -88,7 +88,7 @@ def list_sessions(
             row.agent_name or row.agent_id,
             row.job_id,
             " ".join(row.channels),
-            minute(row.ends_at),
+            minute(row.ends_at) if row.revoked_at is None else "revoked, pending at the agent",
         )
     _print(table)
 

@@ -35,9 +35,13 @@ async def revoke(control: Control, call: Call) -> Reply:
 
 
 async def show(control: Control, call: Call) -> Reply:
-    """What was revoked, newest first."""
+    """What was revoked (of one job), newest first."""
+    job_id = call.request.query.get("job")
     async with control.database.read() as conn:
-        found = await revocations.recent(conn, limit=_ROWS)
+        if job_id:
+            found = await revocations.of_job(conn, job_id)
+        else:
+            found = await revocations.recent(conn, limit=_ROWS)
     return Reply(_listed(found))
 
 

@@ -84,8 +84,9 @@ _LIMIT: Final = Query(
     f"At most so many; {endpoints.ROWS} by default.",
     {"type": "integer", "minimum": 1, "maximum": endpoints.MAX_ROWS},
 )
+_OF_JOB: Final = Query("job", "Only of this job.")
 _OF: Final = (
-    Query("job", "Only of this job."),
+    _OF_JOB,
     Query("identity", "Only of this identity."),
     Query("agent", "Only at this agent, by id or name."),
 )
@@ -442,6 +443,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         revocations.show,
         "What was revoked, newest first, and whether its agent has carried it out.",
         role=Role.OPERATOR,
+        queries=(_OF_JOB,),
         gives={_OK: RevocationList},
         local=True,
     ),

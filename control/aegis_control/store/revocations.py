@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aegis_control.bus import tell
 from aegis_control.store.locks import Lock, locked
-from aegis_control.store.tables import agents, revocations
+from aegis_control.store.tables import agents, jobs, revocations
 
 Kind: TypeAlias = Literal["grant", "job", "key"]
 
@@ -139,6 +139,22 @@ async def is_job_revoked(conn: AsyncConnection, job_id: str) -> bool:
 async def recent(conn: AsyncConnection, *, limit: int) -> tuple[RevocationRecord, ...]:
     """The newest first."""
     rows = await conn.execute(_WITH_CURSOR.order_by(revocations.c.seq.desc()).limit(limit))
+    return tuple(_record(row) for row in rows)
+
+
+async def of_job(conn: AsyncConnection, job_id: str) -> tuple[RevocationRecord, ...]:
+    """What was taken back of a job, newest first: itself, its grants, its owner's key there."""
+    of_key = (
+        select(revocations.c.seq)
+        .join(jobs, jobs.c.id == job_id)
+        .where(
+            revocations.c.kind == "key",
+            revocations.c.what == jobs.c.identity,
+            revocations.c.agent_id == jobs.c.agent_id,
+        )
+    )
+    own = or_(revocations.c.job_id == job_id, revocations.c.seq.in_(of_key))
+    rows = await conn.execute(_WITH_CURSOR.where(own).order_by(revocations.c.seq.desc()))
     return tuple(_record(row) for row in rows)
 
 
