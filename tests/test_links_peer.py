@@ -16,7 +16,8 @@ from pathlib import Path
 import ifaddr
 import pytest
 from aegis_links.certificate import Certificate
-from aegis_links.peer_link import MAX_REJECTED_CHANNELS, PeerLink
+from aegis_links.peer_link import PeerLink
+from aegis_links.rejecting import MAX_REJECTED_CHANNELS
 from aegis_links.session_description import MAX_REMOTE_CANDIDATES, read_description
 from aegis_links.states import CHANNEL_MOVES, LINK_MOVES, ChannelState, LinkState
 from aegis_protocol.channels import (
