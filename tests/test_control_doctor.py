@@ -24,7 +24,7 @@ from aegis_protocol.actions import Role
 from aegis_protocol.http_api import Agent, ControlStatus, Job, Reason, Replica
 from aegis_protocol.states import AgentState, JobState
 from certificates import a_certificate, an_authority
-from control_fixtures import Bench, bench
+from control_fixtures import Bench, bench, board
 from control_runs import call
 from databases import postgres, postgres_url
 from sqlalchemy import create_engine, text
@@ -190,6 +190,81 @@ async def test_proxies_that_everybody_could_be_are_found(tmp: Path) -> None:
     finds(found, "trusted_proxies", "0.0.0.0/0")
     behind = await examined(tmp, CONTROL_PUBLIC_BASE_URL="https://control.example.org")
     assert check(behind, "trusted_proxies").status == "warning"
+
+
+POLICY = """
+[[rules]]
+name = "ci"
+identities = ["mcp", "ci-key", "nobody23"]
+targets = ["esp32p4", "esp32p5"]
+agents = ["lab-1", "lab-2"]
+labels = ["site=lab1", "site=lab2"]
+boards = ["p4-1", "p4-2"]
+"""
+
+
+async def test_a_policy_that_is_bad_missing_or_for_others_to_write_is_found(tmp: Path) -> None:
+    none = await examined(tmp)
+    assert (check(none, "policy_file").status, check(none, "policy_rules").status) == (
+        "ok",
+        "skipped",
+    )
+    (tmp / "etc").mkdir()
+    file = tmp / "etc/policy.toml"
+    file.write_text(POLICY)
+    file.chmod(0o644)
+    good = await examined(tmp)
+    assert check(good, "policy_file").detail == f"{file}, 1 rules"
+    file.chmod(0o664)
+    finds(await examined(tmp), "policy_file", "mode 664", f"chmod go-w {file}")
+    file.chmod(0o644)
+    file.write_text(POLICY + "chanels = []\n")
+    finds(await examined(tmp), "policy_file", "line 9", "did you mean channels?")
+    missing = str(tmp / "no-such.toml")
+    finds(await examined(tmp, AEGIS_POLICY_FILE=missing), "policy_file", missing)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+async def test_a_policy_that_control_may_not_read_or_a_stranger_owns_is_found(tmp: Path) -> None:
+    await served_once(tmp)
+    for path in (tmp, tmp / "s", *(tmp / "s").iterdir()):
+        os.chown(path, 65_534, 65_534)
+    (tmp / "etc").mkdir()
+    file = tmp / "etc/policy.toml"
+    file.write_text(POLICY)
+    file.chmod(0o600)
+    finds(await examined(tmp), "policy_file", "Permission denied")
+    os.chown(file, 65_534, 65_534)
+    assert check(await examined(tmp), "policy_file").status == "ok"
+    file.chmod(0o644)
+    os.chown(file, 65_533, 65_533)
+    finds(await examined(tmp), "policy_file", "uid 65533", "chown root")
+
+
+async def test_a_rule_that_names_what_nobody_is_called_is_told(tmp: Path) -> None:
+    (tmp / "etc").mkdir()
+    file = tmp / "etc/policy.toml"
+    file.write_text(POLICY)
+    file.chmod(0o644)
+    assert check(await examined(tmp), "policy_rules").status == "skipped"
+    async with bench(tmp / "s") as b:
+        made = await b.served.control.keyring.make_key(Role.FLASHER)
+        await b.agent("lab-1", labels={"site": "lab1"}, boards=(board("p4-1"),))
+        await b.machine("lab-2").enroll()
+        text = POLICY.replace("ci-key", made.id)
+        file.write_text(text)
+        told = check(await examined(tmp, MCP_AUTH_SECRET=LONG), "policy_rules")
+        assert told.status == "warning"
+        for word in ("identity nobody23", "target esp32p5", "label site=lab2", "board p4-2"):
+            assert f"rule ci: {word}" in told.detail
+        for word in ("mcp", made.id, "lab-1", "agent lab-2", "esp32p4", "p4-1"):
+            assert word not in told.detail
+        for word in ("nobody23", "esp32p5", "site=lab2", "p4-2"):
+            text = text.replace(f', "{word}"', "")
+        file.write_text(text)
+        assert check(await examined(tmp, MCP_AUTH_SECRET=LONG), "policy_rules").status == "ok"
+        unset = check(await examined(tmp), "policy_rules")
+        assert (unset.status, "rule ci: identity mcp" in unset.detail) == ("warning", True)
 
 
 async def test_a_state_directory_open_to_others_is_found(tmp: Path) -> None:

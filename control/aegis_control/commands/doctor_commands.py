@@ -9,7 +9,7 @@ from typing import Final
 
 import typer
 from aegis_protocol.errors import AegisError
-from aegis_protocol.http_api import AgentList, ControlStatus, JobList
+from aegis_protocol.http_api import AgentList, ControlStatus, JobList, KeyList
 
 from aegis_control.commands.asking import Asking, Json, KeyFile, State, Url
 from aegis_control.commands.tables import print_table
@@ -83,6 +83,7 @@ def _answers(asking: Asking) -> Answers:
         status,
         asking.get("/agents", AgentList).agents,
         asking.get("/jobs?limit=1000", JobList).jobs,
+        asking.get("/services/keys", KeyList).keys,
     )
 
 

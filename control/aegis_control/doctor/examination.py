@@ -7,6 +7,7 @@ from typing import Final
 
 from aegis_control.doctor import (
     network_checks,
+    policy_checks,
     relay_checks,
     running_checks,
     settings_checks,
@@ -67,6 +68,8 @@ async def _on_this_machine(subject: Subject) -> AsyncIterator[Check]:
     for look in _SETTINGS:
         yield look(subject)
     for check in settings_checks.secrets(subject):
+        yield check
+    for check in policy_checks.policy(subject):
         yield check
     for look in _STATE:
         yield look(subject)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from aegis_protocol.errors import AegisError
-from aegis_protocol.http_api import Agent, ControlStatus, Job
+from aegis_protocol.http_api import Agent, ControlStatus, Job, KeyRow
 
 from aegis_control.config import ControlConfig
 from aegis_control.config_sources import Loaded
@@ -46,6 +46,7 @@ class Answers:
     status: ControlStatus
     agents: tuple[Agent, ...]
     jobs: tuple[Job, ...]
+    keys: tuple[KeyRow, ...] = ()
 
 
 @dataclass(frozen=True)
