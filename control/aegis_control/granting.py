@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import time
-from hashlib import sha256
-from typing import Final
+from functools import partial
 
 from aegis_protocol.board import Board, BoardWish
 from aegis_protocol.failures.grant import GrantRevoked
-from aegis_protocol.failures.http import (
-    IdempotencyConflict,
-    JobOver,
-    RateLimited,
-)
+from aegis_protocol.failures.http import JobOver
 from aegis_protocol.grant import Execution, GrantClaims, WebRtcLimits
 from aegis_protocol.http_api import GrantReply, GrantRequest, GrantWish, IceServer, PendingReply
 from aegis_protocol.ids import new_id
@@ -22,15 +17,16 @@ from aegis_protocol.states import JobState, ended
 from aegis_control.config import ControlConfig
 from aegis_control.identity import Identity
 from aegis_control.issuer import Issuer
-from aegis_control.jobs import Jobs, not_found
+from aegis_control.jobs import Change, Jobs, not_found
 from aegis_control.link.registry import Links
 from aegis_control.log import get_logger
 from aegis_control.metrics import Metrics
+from aegis_control.new_job import Granted, NewJob
 from aegis_control.placement import Placement
 from aegis_control.policy.decision import Decision, Known, Settings, decide
 from aegis_control.policy.in_force import PolicyInForce
 from aegis_control.presence import Presence
-from aegis_control.store import grants, idempotency, identities, jobs, revocations
+from aegis_control.store import grants, revocations
 from aegis_control.store.agents import AgentRecord
 from aegis_control.store.audit import Act, record
 from aegis_control.store.jobs import JobRecord
@@ -38,8 +34,6 @@ from aegis_control.store.mirror import Mirror
 from aegis_control.turn import Side, ice_servers
 
 log = get_logger("grants")
-
-_RETRY_S: Final = 5
 
 
 class Granting:
@@ -89,22 +83,28 @@ class Granting:
         Raises what the decision refuses with, JobNotFound, JobOver, IdempotencyConflict,
         RateLimited.
         """
-        if request.job_id is None:
-            decision = await self._decided(identity, request)
-            job_id = await self._job(identity, request, decision, idempotency_key)
-        else:
+        if request.job_id is not None:
             given = _still(await self._ledger.owned(request.job_id, identity.id))
             decision = await self._decided(identity, request, job=given)
-            job_id = given.id
-        self._presence.seen(job_id)
-        job = await self._seen(job_id)
-        if job.state is JobState.PENDING:
-            await self._placement.settle()
-            job = await self._seen(job_id)
-        _still(job)
-        if job.state is JobState.PENDING or job.agent_id is None:
+            return await self._anew(identity, request, given, decision)
+        decision = await self._decided(identity, request)
+        new = NewJob(
+            identity,
+            request,
+            decision,
+            key=idempotency_key,
+            most_waiting=self._config.max_waiting_jobs,
+            grant=partial(self._granted, identity, request, decision),
+        )
+        job = await self._placement.ask(new)
+        self._presence.seen(job.id)
+        if new.is_new:
+            log.info("job.created", job_id=job.id, identity=identity.id, target=request.target)
+        if new.granted is not None:
+            return self._reply(new.granted, job, decision)
+        if new.is_new and job.state is JobState.PENDING:
             return PendingReply(job_id=job.id, state=JobState.PENDING, reasons=job.reasons)
-        return await self._grant(identity, request, job, decision)
+        return await self._anew(identity, request, _still(job), decision)
 
     async def decide(
         self, identity: Identity, wish: GrantWish, *, job: JobRecord | None = None
@@ -148,57 +148,52 @@ class Granting:
             raise decision.error
         return decision
 
-    async def _job(
-        self, identity: Identity, request: GrantRequest, decision: Decision, key: str | None
-    ) -> str:
-        """Make a pending job, or find the one that this key stands for."""
-        digest = sha256(request.model_dump_json().encode()).digest()
-        async with self._ledger.change() as change:
-            await identities.take_turn(change.conn, identity.id, now_s=change.now_s)
-            if key is not None:
-                repeat = await idempotency.find(change.conn, identity.id, key, now_s=change.now_s)
-                if repeat is not None and repeat.body_digest != digest:
-                    raise IdempotencyConflict("this Idempotency-Key came with another body")
-                if repeat is not None and await jobs.get(change.conn, repeat.job_id) is not None:
-                    return repeat.job_id
-            waiting = await jobs.count_waiting(change.conn, identity.id)
-            if waiting >= self._config.max_waiting_jobs:
-                raise RateLimited(
-                    f"{waiting} jobs of yours are waiting already",
-                    retry_after_s=_RETRY_S,
-                    waiting=waiting,
-                )
-            job_id = new_id()
-            await change.create(job_id, identity.id, request, decision.limits.placement)
-            if key is not None:
-                await idempotency.keep(
-                    change.conn, identity.id, key, digest, job_id, now_s=change.now_s
-                )
-        log.info("job.created", job_id=job_id, identity=identity.id, target=request.target)
-        return job_id
-
-    async def _grant(
-        self,
-        identity: Identity,
-        request: GrantRequest,
-        job: JobRecord,
-        decision: Decision,
-    ) -> GrantReply:
-        if job.state not in (JobState.ASSIGNED, JobState.RUNNING, JobState.LOST):
-            raise JobOver(f"the job {job.id} is {job.state}", job_id=job.id, state=str(job.state))
-        agent = (await self._agents.now()).get(job.agent_id or "")
-        if agent is None:
-            raise not_found(job.id)
+    async def _anew(
+        self, identity: Identity, request: GrantRequest, job: JobRecord, decision: Decision
+    ) -> GrantReply | PendingReply:
+        """A grant for a job that was there before, or why it waits."""
+        self._presence.seen(job.id)
+        job = await self._seen(job.id)
+        if job.state is JobState.PENDING and request.job_id is not None:
+            await self._placement.settle()
+            job = await self._seen(job.id)
+        _still(job)
+        if job.state is JobState.PENDING or job.agent_id is None:
+            return PendingReply(job_id=job.id, state=JobState.PENDING, reasons=job.reasons)
         async with self._ledger.change() as change:
             if await revocations.is_job_revoked(change.conn, job.id):
                 raise GrantRevoked("the permission for this job was taken back", job_id=job.id)
-            claims = self._claims(identity, request, job, decision, agent.id)
-            await grants.add(change.conn, claims)
-            await record(change.conn, _issued(claims, decision), now_s=claims.iat)
+            granted = await self._granted(identity, request, decision, change, job)
+        if granted is None:
+            raise not_found(job.id)
+        return self._reply(granted, job, decision)
+
+    async def _granted(
+        self,
+        identity: Identity,
+        request: GrantRequest,
+        decision: Decision,
+        change: Change,
+        job: JobRecord,
+    ) -> Granted | None:
+        """Keep a new grant for a job that has an agent; None when the agent is no more."""
+        agent = (await self._agents.now()).get(job.agent_id or "")
+        if agent is None:
+            return None
+        claims = self._claims(identity, request, job, decision, agent.id)
+        await grants.add(change.conn, claims)
+        await record(change.conn, _issued(claims, decision), now_s=claims.iat)
+        return Granted(claims, agent)
+
+    def _reply(self, granted: Granted, job: JobRecord, decision: Decision) -> GrantReply:
+        """The grant, signed, and what its holder needs besides."""
+        if job.state not in (JobState.ASSIGNED, JobState.RUNNING, JobState.LOST):
+            raise JobOver(f"the job {job.id} is {job.state}", job_id=job.id, state=str(job.state))
+        claims, agent = granted.claims, granted.agent
         self._metrics.grants.inc()
         log.info(
             "grant.issued",
-            identity=identity.id,
+            identity=claims.sub,
             job_id=job.id,
             jti=claims.jti,
             agent_id=agent.id,

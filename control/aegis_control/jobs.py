@@ -21,7 +21,6 @@ from aegis_protocol.states import JobState, ended
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aegis_control import announcements
-from aegis_control.bus import tell
 from aegis_control.fleet_news import tell_boards
 from aegis_control.log import get_logger
 from aegis_control.metrics import Metrics
@@ -53,9 +52,9 @@ class Change:
         identity: str,
         request: GrantRequest,
         limits: Mapping[str, Sequence[str]],
-    ) -> None:
-        """Add a pending job, and tell those who look for work."""
-        await jobs.create(self.conn, job_id, identity, request, limits, now_s=self.now_s)
+    ) -> JobRecord:
+        """Add a pending job, tell those who look for work, and return it."""
+        record = await jobs.create(self.conn, job_id, identity, request, limits, now_s=self.now_s)
         made = Act(
             what="job.created",
             who=identity,
@@ -64,9 +63,10 @@ class Change:
         )
         await audit.record(self.conn, made, now_s=self.now_s)
         self._news.append(State(job_id=job_id, state=JobState.PENDING))
-        await tell(self.conn, "job", job_id)
+        self._known[job_id] = record
         self._available.add(job_id)
         self.wakes_placement = True
+        return record
 
     async def move(
         self,

@@ -1,8 +1,8 @@
-"""Identities as the store knows them: a row each, which is also the lock on what they ask."""
+"""Identities as the store knows them: a row each, with when they last asked for a job."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from sqlalchemy import select
@@ -11,23 +11,26 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aegis_control.store.tables import identities
 
+_IN_SQLITE: Final = sqlite.insert(identities)
+_IN_POSTGRESQL: Final = postgresql.insert(identities)
+_KEY: Final = [identities.c.id]
+_UPSERT: Final = {
+    "sqlite": _IN_SQLITE.on_conflict_do_update(
+        index_elements=_KEY, set_={"asked_at": _IN_SQLITE.excluded.asked_at}
+    ),
+    "postgresql": _IN_POSTGRESQL.on_conflict_do_update(
+        index_elements=_KEY, set_={"asked_at": _IN_POSTGRESQL.excluded.asked_at}
+    ),
+}
+
 _BATCH: Final = 500
 """SQLite takes 32,766 parameters at most, older ones 999."""
 
 
-async def take_turn(conn: AsyncConnection, identity: str, *, now_s: float) -> None:
-    """
-    Make the other transactions that take this identity's turn wait until this one ends.
-
-    SQLite has one writer at a time anyway; PostgreSQL locks the row that is updated.
-    """
-    insert = sqlite.insert if conn.dialect.name == "sqlite" else postgresql.insert
-    new = insert(identities).values(id=identity, asked_at=now_s)
-    await conn.execute(
-        new.on_conflict_do_update(
-            index_elements=[identities.c.id], set_={"asked_at": new.excluded.asked_at}
-        )
-    )
+async def note_asked(conn: AsyncConnection, ids: Collection[str], *, now_s: float) -> None:
+    """Each of `ids` asked for a new job just now."""
+    upsert = _UPSERT[conn.dialect.name]
+    await conn.execute(upsert, [{"id": identity, "asked_at": now_s} for identity in sorted(ids)])
 
 
 async def asked(conn: AsyncConnection, ids: Sequence[str]) -> Mapping[str, float]:

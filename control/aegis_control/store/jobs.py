@@ -35,8 +35,10 @@ _ADD: Final = insert(jobs)
 _ONE: Final = select(jobs).where(jobs.c.id == bindparam("job"))
 _OPEN: Final = select(jobs).where(jobs.c.state.in_(OPEN))
 _SOME_OPEN: Final = _OPEN.where(jobs.c.id.in_(bindparam("jobs", expanding=True)))
-_COUNT_WAITING: Final = select(func.count()).where(
-    jobs.c.identity == bindparam("identity"), jobs.c.state == JobState.PENDING
+_EXPLAIN: Final = (
+    update(jobs)
+    .where(jobs.c.id == bindparam("job"), jobs.c.state == JobState.PENDING)
+    .values(reasons=bindparam("why"))
 )
 
 
@@ -82,8 +84,9 @@ async def create(
     limits: Mapping[str, Sequence[str]],
     *,
     now_s: float,
-) -> None:
-    """Add a pending job."""
+) -> JobRecord:
+    """Add a pending job, and return it."""
+    kept = {name: list(words) for name, words in limits.items()}
     await conn.execute(
         _ADD,
         {
@@ -92,7 +95,7 @@ async def create(
             "state": JobState.PENDING,
             "attempt": 1,
             "request": request.model_dump(mode="json"),
-            "limits": {name: list(words) for name, words in limits.items()},
+            "limits": kept,
             "boards": {},
             "candidates": [],
             "reasons": [],
@@ -102,6 +105,24 @@ async def create(
         },
     )
     await tell(conn, "job", job_id)
+    return JobRecord(
+        id=job_id,
+        identity=identity,
+        state=JobState.PENDING,
+        attempt=1,
+        request=request,
+        limits=kept,
+        agent_id=None,
+        boards={},
+        candidates=(),
+        reasons=(),
+        error=None,
+        returns=0,
+        created_at=now_s,
+        updated_at=now_s,
+        assigned_at=None,
+        ends_at=None,
+    )
 
 
 async def move(
@@ -155,10 +176,6 @@ async def open_ones(conn: AsyncConnection, ids: Collection[str] | None) -> Mappi
     return {row.id: _record(row) for row in rows}
 
 
-async def count_waiting(conn: AsyncConnection, identity: str) -> int:
-    return int((await conn.execute(_COUNT_WAITING, {"identity": identity})).scalar_one())
-
-
 async def count_by_state(conn: AsyncConnection) -> Mapping[JobState, int]:
     """How many jobs there are in each state, zero included."""
     statement = select(jobs.c.state, func.count()).group_by(jobs.c.state)
@@ -168,13 +185,9 @@ async def count_by_state(conn: AsyncConnection) -> Mapping[JobState, int]:
 
 async def set_reasons(conn: AsyncConnection, job_id: str, reasons: Sequence[Reason]) -> bool:
     """Say why a pending job waits; False when it is not pending any more."""
-    statement = (
-        update(jobs)
-        .where(jobs.c.id == job_id, jobs.c.state == JobState.PENDING)
-        .values(reasons=[reason.model_dump(mode="json") for reason in reasons])
-    )
+    why = [reason.model_dump(mode="json") for reason in reasons]
     await tell(conn, "job", job_id)
-    return (await conn.execute(statement)).rowcount > 0
+    return (await conn.execute(_EXPLAIN, {"job": job_id, "why": why})).rowcount > 0
 
 
 async def set_end(conn: AsyncConnection, job_id: str, ends_at: float) -> None:
