@@ -21,11 +21,15 @@ from typing import TypeVar
 import psutil
 import pytest
 import structlog
+from databases import postgres, store_kind, stores
+
+__all__ = ["postgres", "store_kind", "stores"]
 
 # A setting of the developer's machine must not decide a test.
 _OURS = ("AEGIS_", "ESPCTL_", "PLATFORMIO_", "CONTROL_", "ALLOWED_", "OIDC_")
 _SECRETS = ("MCP_AUTH_SECRET", "AGENT_AUTH_SECRET")
 _HOMES = ("XDG_STATE_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME")
+_DATABASES = {"database_url", "postgres_url", "database_kind"}
 _UNDER_CI = bool(os.environ.get("CI"))
 _LEFT_BEHIND_S = 5.0
 
@@ -43,6 +47,19 @@ def pytest_configure(config: pytest.Config) -> None:
     # anew to other users, the one who builds included. Workers get theirs from the first process.
     if not hasattr(config, "workerinput") and config.option.basetemp is None:
         config.option.basetemp = str(_folder_of_the_run(config, "aegis-tests-"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """
+    A test marked `both_stores` runs with either, PostgreSQL among the long ones; but not one that
+    names its database itself, is marked `sqlite`, or has no folder and so no control.
+    """
+    names = set(metafunc.fixturenames)
+    marked = {mark.name for mark in metafunc.definition.iter_markers()}
+    wanted = "both_stores" in marked and "sqlite" not in marked
+    if wanted and "tmp" in names and not names & _DATABASES:
+        kinds = ["sqlite", pytest.param("postgresql", marks=pytest.mark.long)]
+        metafunc.parametrize("store_kind", kinds, indirect=True, scope="session")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

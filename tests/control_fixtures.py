@@ -43,6 +43,7 @@ from aegis_protocol.http_api import EnrollReply, EnrollRequest, GrantReply, Tool
 from aegis_protocol.ids import new_id, public_id
 from aegis_protocol.signing import b64, enroll_statement, link_statement, public_bytes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from databases import store_of
 
 MCP = "the secret that everyone here knows"
 AGENTS = "the secret with which machines may join"
@@ -62,6 +63,8 @@ def config(state: Path, **settings: Any) -> ControlConfig:
         "agent_auth_secret": AGENTS,
         "drain_timeout_s": 300,
     }
+    if (database := store_of(state)) is not None:
+        given["database_url"] = database
     return ControlConfig(**(given | settings))
 
 

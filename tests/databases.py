@@ -3,6 +3,8 @@ Databases for tests: SQLite in the test's own folder, and a real PostgreSQL.
 
     database_url    the URL of an empty database; the test runs once with each kind of database
     postgres_url    the URL of an empty PostgreSQL database
+    store_kind      what the controls have that `control_fixtures` starts: SQLite, and with
+                    `pytestmark = pytest.mark.both_stores` PostgreSQL too, in `make test-long`
     a_server()      a PostgreSQL of the test's own, to stop and start again
 
 One server per run (or worker), see `bench.postgres`. A module that uses a fixture here imports it
@@ -26,6 +28,8 @@ KINDS: Final = ("sqlite", "postgresql")
 _NAMES: Final = itertools.count()
 _RUN: Final[list[tuple[Postgres, contextlib.ExitStack]]] = []
 """The run's server, once a test wanted one, and what stops it."""
+_OF_STATES: Final[list[_OfStates]] = []
+"""Of the test that runs, when its controls keep what they know in PostgreSQL."""
 
 
 @contextlib.contextmanager
@@ -72,6 +76,47 @@ def database_kind(request: pytest.FixtureRequest) -> str:
     if kind == "postgresql":
         request.getfixturevalue("postgres")
     return kind
+
+
+def store_of(state: Path) -> str | None:
+    """The database of a control that has this state folder; None: the SQLite in there."""
+    return _OF_STATES[-1].url(state) if _OF_STATES else None
+
+
+@dataclass
+class _OfStates:
+    """A database for each state folder, the same when a control is started there again."""
+
+    server: Postgres
+    stack: contextlib.ExitStack
+    urls: dict[Path, str] = field(default_factory=dict)
+
+    def url(self, state: Path) -> str:
+        if state not in self.urls:
+            self.urls[state] = self.stack.enter_context(self.server.database())
+        return self.urls[state]
+
+
+@pytest.fixture(scope="session")
+def store_kind(request: pytest.FixtureRequest) -> str:
+    """What `conftest` chose for this run of the test; the server starts before it."""
+    kind = str(getattr(request, "param", KINDS[0]))
+    if kind == "postgresql":
+        request.getfixturevalue("postgres")
+    return kind
+
+
+@pytest.fixture(autouse=True)
+def stores(request: pytest.FixtureRequest, store_kind: str) -> Iterator[None]:
+    if store_kind == "sqlite":
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        _OF_STATES.append(_OfStates(request.getfixturevalue("postgres"), stack))
+        try:
+            yield
+        finally:
+            _OF_STATES.pop()
 
 
 @pytest.fixture

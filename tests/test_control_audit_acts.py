@@ -15,6 +15,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aegis_control.issuer import Issuer
 from aegis_protocol.actions import Role
 from aegis_protocol.control_link import Facts, JobMoved
 from aegis_protocol.errors import ErrorBody
@@ -22,7 +23,11 @@ from aegis_protocol.signing import b64
 from aegis_protocol.states import JobState
 from control_fixtures import AGENTS, Bench, FakeAgent, bench
 from control_runs import WITHIN_S, call, served
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from structlog.testing import capture_logs
+from waiting import until
+
+pytestmark = pytest.mark.both_stores
 
 DIGEST = "2e9d66bfb134cf02424b7affbf40a7f0e4b70e4f6c4b2c1af5ce802cc96a12c7"
 
@@ -200,6 +205,33 @@ async def test_an_operator_reads_checks_exports_and_prunes_it(tmp: Path) -> None
         assert (after.code, after.data["records"], after.data["whole"]) == (0, 1, True)
 
 
+async def test_an_export_is_whole_for_who_has_keys_from_before_or_after_a_change(
+    tmp: Path,
+) -> None:
+    async with bench(tmp / "s", seal_key="what replicas share lies sealed with this") as b:
+        control, client = b.served.control, b.client()
+        for name in ("first", "second", "last"):
+            assert (await call(tmp, "audit", "head")).code == 0
+            jwks = await client.ask("GET", "/.well-known/jwks.json")
+            (tmp / f"{name}.json").write_text(json.dumps(jwks.body))
+            if name != "last":
+                made = (await control.rotation.rotate())[-1].key.kid
+                await until(lambda made=made: control.issuer.kid == made, within_s=30)
+        assert (await call(tmp, "audit", "export", "--output", str(tmp / "a.jsonl"))).code == 0
+        offline = "audit", "verify", "--json", "--file", str(tmp / "a.jsonl"), "--jwks"
+        first = await call(tmp, *offline, str(tmp / "first.json"))
+        assert (first.code, first.data["heads_unknown"]) == (0, 0), first.out
+        last = await call(tmp, *offline, str(tmp / "last.json"))
+        assert (last.code, last.data["problems"]) == (0, []), last.out
+        assert last.data["heads_unknown"] >= 1
+        stranger = Issuer(Ed25519PrivateKey.generate()).jwks()
+        (tmp / "strange.json").write_text(stranger.model_dump_json())
+        strange = await call(tmp, *offline, str(tmp / "strange.json"))
+        assert strange.code == 1
+        assert {problem["code"] for problem in strange.data["problems"]} == {"unsigned"}
+
+
+@pytest.mark.sqlite
 async def test_verify_names_what_was_changed_behind_controls_back(tmp: Path) -> None:
     async with bench(tmp / "s") as b:
         client = b.client()

@@ -20,6 +20,8 @@ from structlog.testing import capture_logs
 
 __all__ = ["database_kind", "database_url", "postgres"]
 
+pytestmark = pytest.mark.both_stores
+
 HEADERS = {"X-Forwarded-For": "192.0.2.9"}
 
 

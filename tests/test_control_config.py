@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import structlog
 from aegis_control import log
-from aegis_control.commands.config_commands import show
+from aegis_control.commands.config_commands import show, validate
 from aegis_control.config import ConfigInvalid, ControlConfig
 from aegis_control.config_sources import env_names, load
+from aegis_protocol.failures.http import PolicyInvalid
 from pydantic import SecretStr
 
 
@@ -184,3 +185,58 @@ def test_events_are_json_lines_with_levels_by_part_and_no_secret(
     assert [line["event"] for line in lines] == ["link.tried", "key.shown"]
     assert lines[0]["agent_id"] == "ag-1"
     assert (lines[1]["api_key"], lines[1]["auth_token"]) == ("[redacted]", "[redacted]")
+
+
+def test_all_that_is_wrong_is_told_at_once(etc: Path) -> None:
+    (etc / "control.env").write_text("AEGIS_GRANT_SECS=60\nAEGIS_LOG=loud\nALLOWED_ORIGINS=*\n")
+    with pytest.raises(ConfigInvalid) as refused:
+        load()
+    assert refused.value.facts["settings"] == ["ALLOWED_ORIGINS", "AEGIS_LOG", "AEGIS_GRANT_SECS"]
+    for name in ("AEGIS_GRANT_SECS", "AEGIS_LOG", "ALLOWED_ORIGINS", str(etc / "control.env")):
+        assert name in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "right"),
+    [
+        (
+            "ALLOWED_ORIGINS",
+            "https://m\u00fcnchen.example:8443",
+            "https://xn--mnchen-3ya.example:8443",
+        ),
+        ("ALLOWED_ORIGINS", "https://a.example:", "https://a.example"),
+        ("AEGIS_TRUSTED_PROXIES", "::1 10.1.2.3/8", "10.0.0.0/8"),
+        ("AEGIS_TRUSTED_PROXIES", "proxy.example", "10.0.0.0/8 or fd00::/8"),
+        ("AEGIS_DATABASE_URL", "postgresql://u:hidden@h/aegis", "postgresql+asyncpg://"),
+        ("AEGIS_DATABASE_URL", "sqlite:///hidden.db", "sqlite+aiosqlite:///PATH"),
+        ("AEGIS_DATABASE_URL", "mysql://hidden", "postgresql+asyncpg://USER:PASSWORD@HOST/NAME"),
+    ],
+)
+def test_a_value_that_is_nearly_right_is_refused_with_the_right_one(
+    etc: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, right: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigInvalid) as refused:
+        load()
+    assert refused.value.facts["setting"] == name
+    assert f"write {right}" in refused.value.message or f"as {right}" in refused.value.message
+    assert "hidden" not in str(refused.value.body())
+
+
+def test_validate_refuses_what_serve_would_refuse_of_the_files_that_are_named(
+    etc: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    validate()
+    assert capsys.readouterr().out == "The settings are good.\n"
+    (etc / "policy.toml").write_text("[[rules]\n")
+    with pytest.raises(PolicyInvalid, match=r"policy\.toml"):
+        validate()
+    monkeypatch.setenv("AEGIS_POLICY_FILE", str(etc / "nowhere.toml"))
+    with pytest.raises(PolicyInvalid, match="is not there"):
+        validate()
+    monkeypatch.delenv("AEGIS_POLICY_FILE")
+    (etc / "policy.toml").unlink()
+    monkeypatch.setenv("AEGIS_TLS_CERT_FILE", str(etc / "nowhere.pem"))
+    monkeypatch.setenv("AEGIS_TLS_KEY_FILE", str(etc / "nowhere.key"))
+    with pytest.raises(ConfigInvalid, match="AEGIS_TLS_CERT_FILE"):
+        validate()

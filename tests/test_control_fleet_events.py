@@ -38,6 +38,8 @@ from waiting import until
 
 __all__ = ["database_kind", "database_url", "postgres"]
 
+pytestmark = pytest.mark.both_stores
+
 
 async def refusal(client: Client, path: str, **headers: str) -> Any:
     answer = await client.ask("GET", path, headers=headers)

@@ -17,6 +17,8 @@ from aegis_protocol.signing import unb64
 from control_fixtures import FINGERPRINT, MCP, bench, board
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+pytestmark = pytest.mark.both_stores
+
 
 async def test_a_grant_says_what_was_asked_and_verifies_with_the_published_key(tmp: Path) -> None:
     async with bench(tmp / "s") as b:

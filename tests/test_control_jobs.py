@@ -20,6 +20,8 @@ from aegis_protocol.states import JobState
 from control_fixtures import FINGERPRINT, Bench, Events, FakeAgent, bench, board, control
 from waiting import until
 
+pytestmark = pytest.mark.both_stores
+
 GRACES = Graces(
     absent_after_s=60,
     max_wait_s=14_400,

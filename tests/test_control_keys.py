@@ -16,6 +16,8 @@ from control_fixtures import bench
 from control_runs import call
 from structlog.testing import capture_logs
 
+pytestmark = pytest.mark.both_stores
+
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:

@@ -25,6 +25,8 @@ from waiting import until
 
 __all__ = ["database_kind", "database_url", "postgres"]
 
+pytestmark = pytest.mark.both_stores
+
 WISH = LeaseWish(board=BoardWish(id="p4"))
 REQUEST = GrantRequest(peer_fingerprint=FINGERPRINT, required_channels=("espctl",))
 P4: dict[str, Any] = {"boards": [{"id": "p4"}]}

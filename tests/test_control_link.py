@@ -29,6 +29,8 @@ from control_fixtures import FINGERPRINT, Bench, bench, board, link_of
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from waiting import until
 
+pytestmark = pytest.mark.both_stores
+
 
 async def test_an_enrolled_agent_is_welcomed_with_the_issuers_key(tmp: Path) -> None:
     async with bench(tmp / "s") as b:

@@ -19,6 +19,8 @@ from structlog.testing import capture_logs
 
 __all__ = ["database_kind", "database_url", "postgres"]
 
+pytestmark = pytest.mark.both_stores
+
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:

@@ -1,4 +1,6 @@
 """
+
+pytestmark = pytest.mark.both_stores
 Every endpoint but the endless streams, asked what its own document allows and what it forbids.
 
 A real control on a real socket is asked over HTTP by schemathesis; the seed stands, so that the

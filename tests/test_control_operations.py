@@ -30,6 +30,8 @@ from waiting import until
 
 __all__ = ["database_kind", "database_url", "postgres"]
 
+pytestmark = pytest.mark.both_stores
+
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
@@ -37,6 +39,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
+@pytest.mark.sqlite
 async def test_status_tells_of_the_process_the_store_the_agents_and_the_jobs(tmp: Path) -> None:
     async with bench(tmp / "s", slow_ms=600_000) as b:
         agent = await b.agent("lab", boards=(board("p4-1"),))
@@ -192,6 +195,7 @@ async def test_migrate_makes_the_tables_and_says_what_is_missing_before(tmp: Pat
     assert (newer.code, "[store.newer_schema]" in newer.err) == (4, True)
 
 
+@pytest.mark.sqlite
 async def test_reset_deletes_all_that_is_controls_but_only_when_told_and_not_in_use(
     tmp: Path,
 ) -> None:

@@ -21,6 +21,8 @@ from waiting import until
 
 __all__ = ["database_kind", "database_url", "postgres"]
 
+pytestmark = pytest.mark.both_stores
+
 
 async def order(b: Bench, agent_id: str, ordered: Order, reason: str) -> None:
     async with b.served.control.database.write() as conn:

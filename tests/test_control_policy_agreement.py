@@ -21,6 +21,8 @@ from control_fixtures import Bench, Client, bench, board, key_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.both_stores
+
 CHANNELS = [str(name) for name in ChannelName]
 TARGETS = ["esp32", "esp32p4", "esp32c6"]
 AGENTS = ["rack", "desk"]

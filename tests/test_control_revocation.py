@@ -19,6 +19,8 @@ from test_control_replicas import replicas_of, sees
 
 __all__ = ["database_kind", "database_url", "postgres", "postgres_url"]
 
+pytestmark = pytest.mark.both_stores
+
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:

@@ -22,6 +22,8 @@ from control_fixtures import AGENTS, MCP, Client, bench, config, control
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from structlog.testing import capture_logs
 
+pytestmark = pytest.mark.both_stores
+
 
 async def test_the_first_start_makes_a_closed_folder_and_an_operator_key(tmp: Path) -> None:
     with capture_logs() as logs:
@@ -45,6 +47,7 @@ async def test_the_first_start_makes_a_closed_folder_and_an_operator_key(tmp: Pa
             assert (await client.ask("GET", "/whoami")).status == 200
 
 
+@pytest.mark.sqlite
 async def test_no_secret_of_a_key_or_token_lies_in_the_database(tmp: Path) -> None:
     async with bench(tmp / "s") as b:
         made = await b.served.control.keyring.make_key(Role.BUILDER)

@@ -21,6 +21,8 @@ from waiting import until
 
 __all__ = ["database_kind", "database_url", "postgres"]
 
+pytestmark = pytest.mark.both_stores
+
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jwt
+import pytest
 from aegis_control.config import ControlConfig
 from aegis_control.turn import Side, ice_servers
 from aegis_protocol import grant as grants
@@ -36,6 +37,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 from waiting import until
+
+pytestmark = pytest.mark.both_stores
 
 OTHER_FINGERPRINT = "sha-256:" + ":".join(["EE"] * 32)
 

@@ -31,7 +31,7 @@ from control_fixtures import AGENTS, Bench, Client, bench, key_of
 from cut_wire import CutWire
 from waiting import until
 
-pytestmark = pytest.mark.requires("bwrap")
+pytestmark = [pytest.mark.requires("bwrap"), pytest.mark.both_stores]
 
 TICKS = {"build.sh": b"while :; do echo tick; sleep 0.02; done\n"}
 
@@ -218,6 +218,7 @@ async def test_what_there_is_not_can_not_be_revoked(house: House) -> None:
         assert (answer.status, answer.error.code) == (404, code)
 
 
+@pytest.mark.sqlite
 async def test_the_agent_follows_a_new_issuer_key_and_over_several_when_it_was_away(
     house: House,
 ) -> None:

@@ -10,12 +10,13 @@ import structlog
 from aegis_protocol.errors import ErrorReply, from_body
 from aegis_protocol.failures.http import ControlAnswerInvalid, ControlUnreachable
 from aegis_protocol.http_api import EnrollReply, EnrollRequest
+from aegis_protocol.issuer_keys import sound
 from aegis_protocol.signing import b64, enroll_statement
 from pydantic import ValidationError
 
 from aegis_agent.config import AgentConfig, ConfigInvalid
 from aegis_agent.http import control_session, trust
-from aegis_agent.identity import Enrollment, Identity, NotEnrolled, sound
+from aegis_agent.identity import Enrollment, Identity, NotEnrolled
 
 log = structlog.get_logger()
 

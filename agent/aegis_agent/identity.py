@@ -15,8 +15,9 @@ import structlog
 from aegis_protocol.errors import AegisError
 from aegis_protocol.http_api import IssuerKey
 from aegis_protocol.ids import public_id
+from aegis_protocol.issuer_keys import followed, sound
 from aegis_protocol.model import Wire
-from aegis_protocol.signing import b64, issuer_statement, public_bytes, unb64, verified
+from aegis_protocol.signing import b64, public_bytes, unb64
 from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PrivateKey,
     Ed25519PublicKey,
@@ -132,31 +133,5 @@ class Enrollment(Wire):
 
         A key that nobody trusted has signed is left out: it takes a new enrolment.
         """
-        trusted = {key.kid: key for key in self.issuer_keys}
-        waiting = [key for key in sound(offered) if key.kid not in trusted]
-        while introduced := [key for key in waiting if _introduced(key, trusted)]:
-            trusted |= {key.kid: key for key in introduced}
-            waiting = [key for key in waiting if key.kid not in trusted]
-        newest = tuple(trusted.values())[-_MOST_ISSUER_KEYS:]
+        newest = followed(self.issuer_keys, offered)[-_MOST_ISSUER_KEYS:]
         return self.model_copy(update={"issuer_keys": newest})
-
-
-def sound(keys: Sequence[IssuerKey]) -> tuple[IssuerKey, ...]:
-    """Those of `keys` that are Ed25519 keys at all."""
-    return tuple(key for key in keys if _bytes_of(key.x) is not None)
-
-
-def _introduced(key: IssuerKey, trusted: Mapping[str, IssuerKey]) -> bool:
-    signature = _bytes_of(key.sig or "", size=64)
-    previous = trusted.get(key.prev_kid or "")
-    if previous is None or signature is None:
-        return False
-    return verified(unb64(previous.x), signature, issuer_statement(key.kid, unb64(key.x)))
-
-
-def _bytes_of(text: str, *, size: int = 32) -> bytes | None:
-    try:
-        raw = unb64(text)
-    except ValueError:
-        return None
-    return raw if len(raw) == size else None

@@ -6,7 +6,8 @@ Whether the audit is whole: a pure check of records in order, against signatures
     moved         a record was sealed at another place
     tail_cut      a signed head is from after the last record
     head_differs  a signed head has another hash than the record at its place
-    unsigned      a head or checkpoint that no known key signed
+    unsigned      a head or checkpoint that no known key signed, unless a signed head from after it
+                  covers it: a key of control's that was changed since is not among the known ones
 """
 
 from __future__ import annotations
@@ -55,21 +56,23 @@ class ChainCheck:
         self.records = 0
         self.heads_matched = 0
         self.heads_pruned = 0
+        self.heads_unknown = 0
         self.last_seq = 0 if checkpoint is None else checkpoint.seq
         self.first_seq = self.last_seq + 1
         self._before: str | None = GENESIS if checkpoint is None else checkpoint.hash
         self._wanted: dict[int, list[AuditHead]] = {}
+        self._keys = keys
+        self._unproven: list[AuditHead] = []  # of unknown keys, and nothing speaks against them
+        self._proven_seq = -1
         self._suspects: list[Suspect] = []
         self._problems: list[Problem] = []
-        if checkpoint is not None and not _is_signed(checkpoint, keys, "checkpoint"):
-            self._found("unsigned", checkpoint.seq, "no known key signed the checkpoint")
+        if checkpoint is not None and self._counts(checkpoint, "checkpoint"):
+            self._unproven += [checkpoint] * (checkpoint.kid not in keys)
         for head in heads:
             if head.seq < self.last_seq:
                 self.heads_pruned += 1
-            elif _is_signed(head, keys, "head"):
+            elif self._counts(head, "head"):
                 self._wanted.setdefault(head.seq, []).append(head)
-            else:
-                self._found("unsigned", head.seq, f"no known key signed the head {head.seq}")
         if checkpoint is not None:
             self._compare(checkpoint.seq, checkpoint.hash)
 
@@ -90,13 +93,20 @@ class ChainCheck:
     def finish(self) -> tuple[Problem, ...]:
         """Return what is wrong, by place; nothing when the audit is whole."""
         for seq, heads in self._wanted.items():
-            if seq > self.last_seq:
+            known = [head for head in heads if head.kid in self._keys]
+            self._unproven += [head for head in heads if head not in known]
+            if known and seq > self.last_seq:
                 self._found(
                     "tail_cut",
                     seq,
-                    f"a head was signed at {heads[0].at} over {seq} records;"
+                    f"a head was signed at {known[0].at} over {seq} records;"
                     f" the last one now is {self.last_seq}",
                 )
+        for head in self._unproven:
+            if head.seq <= self._proven_seq:
+                self.heads_unknown += 1
+            else:
+                self._unsigned(head)
         self._problems += judge(self._suspects[:_MAX_SUSPECTS])
         more = len(self._suspects) - _MAX_SUSPECTS
         if more > 0:
@@ -104,14 +114,30 @@ class ChainCheck:
             self._found("altered", place, f"and {more} more from here on")
         return tuple(sorted(self._problems, key=lambda p: (p.seq, p.code))[:MAX_PROBLEMS])
 
+    def _counts(self, head: AuditHead, kind: str) -> bool:
+        """Tell whether it is signed, or may be: by a key that is not known (now)."""
+        x = self._keys.get(head.kid)
+        if head.kind == kind and (x is None or head.signed(x)):
+            return True
+        self._unsigned(head)
+        return False
+
+    def _unsigned(self, head: AuditHead) -> None:
+        self._found("unsigned", head.seq, f"no known key signed the {head.kind} {head.seq}")
+
     def _compare(self, seq: int, digest: str) -> None:
         for head in self._wanted.pop(seq, ()):
-            if head.hash == digest:
-                self.heads_matched += 1
-            else:
-                self._found(
-                    "head_differs", seq, f"the head signed at {head.at} has another hash here"
-                )
+            match (head.kid in self._keys, head.hash == digest):
+                case (True, True):
+                    self.heads_matched += 1
+                    self._proven_seq = seq
+                case (True, False):
+                    what = f"the head signed at {head.at} has another hash here"
+                    self._found("head_differs", seq, what)
+                case (False, True):
+                    self._unproven.append(head)
+                case _:
+                    self._unsigned(head)
 
     def _gap(self, first: int, last: int) -> None:
         what = f"the record {first} is" if first == last else f"the records {first} to {last} are"
@@ -154,8 +180,3 @@ def judge(suspects: Sequence[Suspect]) -> list[Problem]:
 def _fits(record: AuditRecord, place: int, befores: set[str], hashes: set[str]) -> bool:
     there = record.model_copy(update={"seq": place})
     return any(there.expected_hash(before) in hashes for before in befores)
-
-
-def _is_signed(head: AuditHead, keys: Mapping[str, str], kind: str) -> bool:
-    x = keys.get(head.kid)
-    return x is not None and head.kind == kind and head.signed(x)

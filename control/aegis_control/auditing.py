@@ -89,13 +89,13 @@ class Auditor:
             heads = await audit_chain.heads(conn, "head", limit=audit_chain.KEEP_HEADS)
             signers = await audit_chain.signers(conn)
             unsealed, since_s = await audit_chain.waiting(conn)
+        keys = {kid: IssuerKey(kid=kid, x=b64(x)) for kid, x in signers.items()}
         issued = self._issuer.keys()
-        own = {key.kid: key.x for key in issued}
-        keys = {kid: b64(x) for kid, x in signers.items()} | own
+        keys |= {key.kid: key for key in issued}  # these say who introduced them
         return AuditSeal(
             checkpoint=checkpoints[0] if checkpoints else None,
             heads=heads,
-            keys=tuple(IssuerKey(kid=kid, x=x) for kid, x in sorted(keys.items())),
+            keys=tuple(keys.values()),
             unsealed=unsealed,
             unsealed_since=since_s,
         )

@@ -26,6 +26,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from aegis_control.exact_values import check_database_url, check_network, check_origin
 from aegis_control.log import check_spec
 from aegis_control.rate_limits import check_rate
 from aegis_control.sealing import MIN_KEY_CHARACTERS
@@ -146,6 +147,14 @@ class ControlConfig(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings,)
 
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _networks(cls, value: Any) -> Any:
+        # runs after `_split`: of these validators the last one is the first
+        for word in value:
+            check_network(word)
+        return value
+
     @field_validator(
         "allowed_channels",
         "allowed_origins",
@@ -159,6 +168,13 @@ class ControlConfig(BaseSettings):
         if not isinstance(value, str):
             return value
         return tuple(word for word in re.split(r"[,\s]+", value) if word)
+
+    @field_validator("database_url")
+    @classmethod
+    def _database(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            check_database_url(value.get_secret_value())
+        return value
 
     @field_validator("listen")
     @classmethod
@@ -273,35 +289,6 @@ class ControlConfig(BaseSettings):
         if self.database_url is not None:
             return self.database_url.get_secret_value()
         return f"sqlite+aiosqlite:///{self.state_dir.absolute() / 'control.db'}"
-
-
-def check_origin(origin: str) -> None:
-    """
-    Raise ValueError unless `origin` is exact: scheme and host, no path, slash or wildcard.
-
-    The error says which value would be right.
-    """
-    parts = urlsplit(origin)
-    if "*" in origin:
-        raise ValueError(
-            f"{origin!r} has a wildcard: write each origin, such as https://app.example.org"
-        )
-    if "://" not in origin and origin != "null":
-        raise ValueError(f"{origin!r} has no scheme: write https://{origin.rstrip('/')}")
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise ValueError(f"{origin!r} is no origin: write one such as https://app.example.org")
-    right = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}".lower()
-    if origin.endswith("/") and origin.rstrip("/") == f"{parts.scheme}://{parts.netloc}":
-        raise ValueError(f"{origin!r} ends with a slash: write {right}")
-    if origin != f"{parts.scheme}://{parts.netloc}" or "@" in parts.netloc:
-        raise ValueError(f"{origin!r} has more than scheme, host and port: write {right}")
-    if (parts.scheme, parts.port) in (("http", 80), ("https", 443)):
-        raise ValueError(
-            f"{origin!r} has the default port, which browsers leave out: "
-            f"write {right.rpartition(':')[0]}"
-        )
-    if origin != right:
-        raise ValueError(f"{origin!r} has upper-case letters: write {right}")
 
 
 def default_state_dir() -> Path:

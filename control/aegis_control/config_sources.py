@@ -105,11 +105,14 @@ def read_env_file(path: Path) -> dict[str, str]:
 
 
 def _invalid(exc: ValidationError, origins: Mapping[str, str]) -> ConfigInvalid:
-    wrong = exc.errors(include_url=False, include_input=False)[0]
-    field = str(wrong["loc"][0]) if wrong["loc"] else ""
     names = env_names()
-    name = names.get(field, field)
-    detail = wrong["msg"].removeprefix("Value error, ")
-    origin = origins.get(name, "default")
-    where = f" (from {origin})" if origin not in ("default", "environment") else ""
-    return ConfigInvalid(f"{name}{where}: {detail}" if name else detail, setting=name)
+    settings, lines = [], []
+    for wrong in exc.errors(include_url=False, include_input=False):
+        field = str(wrong["loc"][0]) if wrong["loc"] else ""
+        name = names.get(field, field)
+        detail = wrong["msg"].removeprefix("Value error, ")
+        origin = origins.get(name, "default")
+        where = f" (from {origin})" if origin not in ("default", "environment") else ""
+        settings.append(name)
+        lines.append(f"{name}{where}: {detail}" if name else detail)
+    return ConfigInvalid("; ".join(lines), setting=settings[0], settings=settings)

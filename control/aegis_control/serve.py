@@ -79,7 +79,7 @@ async def serving(config: ControlConfig) -> AsyncIterator[Served]:
     state.make()
     async with AsyncExitStack() as stack:
         stack.enter_context(state.held())
-        tls = _tls(config)
+        tls = tls_of(config)
         sock = stack.enter_context(_bound(config))
         base_url = config.public_base_url or _own_url(sock, tls)
         policy = PolicyInForce(
@@ -183,7 +183,8 @@ def _own_url(sock: socket.socket, tls: ssl.SSLContext | None) -> str:
     return f"{'http' if tls is None else 'https'}://{shown}:{port}"
 
 
-def _tls(config: ControlConfig) -> ssl.SSLContext | None:
+def tls_of(config: ControlConfig) -> ssl.SSLContext | None:
+    """What HTTPS is served with, if it is; ConfigInvalid when the files can't be used."""
     if config.tls_cert_file is None or config.tls_key_file is None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

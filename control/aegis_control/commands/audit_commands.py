@@ -17,12 +17,11 @@ from aegis_protocol.audit import (
 from aegis_protocol.errors import AegisError
 from aegis_protocol.failures.http import BadRequest
 from aegis_protocol.model import Wire
-from rich.console import Console
-from rich.table import Table
 
 from aegis_control.audit_check import Problem
 from aegis_control.commands import audit_trail
 from aegis_control.commands.asking import Asking, Json, KeyFile, State, Url
+from aegis_control.commands.tables import print_table, printable
 from aegis_control.commands.times import seconds_since
 
 app = typer.Typer(help="Who did what, when, from where and with what outcome.")
@@ -210,22 +209,15 @@ def _patiently(asking: Asking, path: str) -> AuditList:
 
 
 _COLUMNS: Final = ("SEQ", "WHEN", "WHO", "FROM", "WHAT", "DECISION", "ABOUT", "OUTCOME")
-_WIDE: Final = 180
 _SMALL: Final = 48
 
 
 def _print(records: tuple[AuditRecord, ...]) -> None:
-    console = Console()
-    if console.width < _WIDE and not console.is_terminal:
-        console = Console(width=_WIDE)
-    table = Table(*_COLUMNS, box=None, pad_edge=False, header_style="bold")
-    for record in records:
-        table.add_row(*_cells(record))
-    console.print(table)
+    print_table(_COLUMNS, [_cells(record) for record in records], whole=("SEQ", "WHEN"))
 
 
 def _line(record: AuditRecord) -> str:
-    return "  ".join(cell for cell in _cells(record) if cell)
+    return printable("  ".join(cell for cell in _cells(record) if cell))
 
 
 def _cells(record: AuditRecord) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 from aegis_protocol.audit import AuditHead, AuditList, AuditRecord, AuditSeal
 from aegis_protocol.errors import AegisError
 from aegis_protocol.http_api import IssuerKey, Jwks
+from aegis_protocol.issuer_keys import followed
 from pydantic import ValidationError
 
 from aegis_control.audit_check import ChainCheck, Problem
@@ -28,13 +29,20 @@ class AuditFileUnusable(AegisError):
 
 @dataclass(frozen=True)
 class Report:
-    """What a check found. heads: how many signed heads agree; pruned ones can't be compared."""
+    """
+    What a check found.
+
+    heads          how many signed heads agree
+    heads_pruned   what they cover is pruned: they can't be compared
+    heads_unknown  agree, and their key is not known; a head that agrees covers them
+    """
 
     records: int
     first_seq: int
     last_seq: int
     heads: int
     heads_pruned: int
+    heads_unknown: int
     problems: tuple[Problem, ...]
 
     def to_json(self) -> str:
@@ -47,7 +55,8 @@ class Report:
             what = f"no record after {self.last_seq}"
         state = "whole" if not self.problems else "NOT WHOLE"
         pruned = f", {self.heads_pruned} are from before" if self.heads_pruned else ""
-        return f"{state}: {what}, {self.heads} signed heads agree{pruned}"
+        unknown = f", {self.heads_unknown} are of earlier keys" if self.heads_unknown else ""
+        return f"{state}: {what}, {self.heads} signed heads agree{pruned}{unknown}"
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,7 @@ class Trail:
             check.last_seq,
             check.heads_matched,
             check.heads_pruned,
+            check.heads_unknown,
             problems,
         )
 
@@ -116,12 +126,17 @@ def of_control(asking: Asking) -> Trail:
 
 
 def of_file(file: Path, jwks: Path | None) -> Trail:
-    """An export. jwks: the keys to trust; without them those that the export names."""
+    """
+    An export.
+
+    jwks  the keys to trust, and those that they introduced since; without them those that the
+          export names
+    """
     seal = next((line for line in _lines(file) if isinstance(line, AuditSeal)), None)
     if seal is None:
         raise AuditFileUnusable(f"{file} does not begin with the audit's seal", path=str(file))
     if jwks is not None:
-        seal = seal.model_copy(update={"keys": _keys(jwks)})
+        seal = seal.model_copy(update={"keys": followed(_keys(jwks), seal.keys)})
     return Trail(seal, lambda: (line for line in _lines(file) if isinstance(line, AuditRecord)))
 
 

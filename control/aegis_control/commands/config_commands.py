@@ -7,11 +7,10 @@ from typing import Any
 
 import typer
 from pydantic import SecretStr
-from rich.console import Console
-from rich.table import Table
 
 from aegis_control.commands.asking import Json
-from aegis_control.config_sources import Loaded, env_names, load
+from aegis_control.commands.tables import print_table
+from aegis_control.config_sources import Loaded, default_policy_file, env_names, load
 
 app = typer.Typer(help="Settings.", no_args_is_help=True)
 
@@ -24,16 +23,21 @@ def show(as_json: Json = False) -> None:
     if as_json:
         typer.echo(json.dumps({"settings": rows}, indent=2))
         return
-    table = Table("SETTING", "VALUE", "FROM", box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(row["name"], str(row["value"]), row["from"])
-    Console().print(table)
+    print_table(
+        ("SETTING", "VALUE", "FROM"),
+        [
+            (row["name"], "" if row["value"] is None else str(row["value"]), row["from"])
+            for row in rows
+        ],
+        whole=("SETTING",),
+    )
 
 
 @app.command("validate", epilog="Example: aegis-control config validate")
 def validate(as_json: Json = False) -> None:
-    """Say what is wrong with the settings; exits 0 when nothing is."""
+    """Say what is wrong with the settings and the files they name; exits 0 when nothing is."""
     loaded = load()
+    _look_at_files(loaded)
     if as_json:
         found = {"unknown": list(loaded.unknown), "unreadable": list(loaded.unreadable)}
         typer.echo(json.dumps({"status": "ok", **found}))
@@ -43,6 +47,17 @@ def validate(as_json: Json = False) -> None:
     for line in loaded.unknown:
         typer.echo(f"not a setting of control: {line}", err=True)
     typer.echo("The settings are good.")
+
+
+def _look_at_files(loaded: Loaded) -> None:
+    """Raise as `serve` does when a file that the settings name is not there or is wrong."""
+    # imported here: it takes long to load, and `show` needs none of it
+    from aegis_control.policy.in_force import standing_of
+    from aegis_control.serve import tls_of
+
+    config = loaded.config
+    standing_of(config.policy_file, required=config.policy_file != default_policy_file())
+    tls_of(config)
 
 
 def _rows(loaded: Loaded) -> list[dict[str, Any]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import ssl
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -11,8 +13,10 @@ from aegis_protocol.errors import ErrorReply, from_body
 from aegis_protocol.failures.http import ControlAnswerInvalid, ControlUnreachable
 from pydantic import ValidationError
 
+from aegis_control.config import ConfigInvalid
 from aegis_control.local_socket import short_path
 from aegis_control.state_dir import StateDir
+from aegis_control.trust import trust
 
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=30, connect=10)
 
@@ -44,7 +48,7 @@ def by_socket(state: StateDir, method: str, path: str, body: Any) -> bytes:
 async def _exchange(
     socket: str | None, method: str, url: str, body: Any, headers: Mapping[str, str]
 ) -> bytes:
-    connector = None if socket is None else aiohttp.UnixConnector(path=socket)
+    connector = _by_tls() if socket is None else aiohttp.UnixConnector(path=socket)
     try:
         async with (
             aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT, trust_env=True) as session,
@@ -60,6 +64,17 @@ async def _exchange(
         raise from_body(ErrorReply.model_validate_json(content).error)
     except ValidationError as exc:
         raise ControlAnswerInvalid(f"{url} answered {status} with something else") from exc
+
+
+def _by_tls() -> aiohttp.TCPConnector:
+    """Trusts as clients do: the system's roots or SSL_CERT_FILE's, and AEGIS_CA_FILE's."""
+    try:
+        return aiohttp.TCPConnector(ssl=trust())
+    except (OSError, ssl.SSLError) as exc:
+        raise ConfigInvalid(
+            f"AEGIS_CA_FILE: {os.environ.get('AEGIS_CA_FILE')} can't be used: {exc}",
+            setting="AEGIS_CA_FILE",
+        ) from exc
 
 
 def _not_running(state: StateDir) -> ControlUnreachable:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
-
 import typer
 from aegis_protocol.http_api import IssuerKeyList
-from rich.console import Console
-from rich.table import Table
 
 from aegis_control.commands.asking import Asking, Json, KeyFile, State, Url
+from aegis_control.commands.tables import print_table
+from aegis_control.commands.times import second
 
 app = typer.Typer(help="The keys that sign grants.", no_args_is_help=True)
 
@@ -39,8 +37,7 @@ def _show(found: IssuerKeyList, *, as_json: bool) -> None:
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
         return
-    table = Table("KEY", "STATE", "MADE", "SIGNED BY", box=None, pad_edge=False)
-    for row in found.keys:
-        made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row.made_at))
-        table.add_row(row.kid, row.state, made, row.prev_kid or "")
-    Console().print(table)
+    print_table(
+        ("KEY", "STATE", "MADE", "SIGNED BY"),
+        [(row.kid, row.state, second(row.made_at), row.prev_kid or "") for row in found.keys],
+    )

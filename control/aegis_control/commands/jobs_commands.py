@@ -6,7 +6,7 @@ from typing import Annotated
 from urllib.parse import quote
 
 import typer
-from aegis_protocol.http_api import Job, JobList, RevocationList, RevocationRow
+from aegis_protocol.http_api import Job, JobList, Reason, RevocationList, RevocationRow
 from aegis_protocol.states import JobState
 
 from aegis_control.commands.asking import Asking, Json, KeyFile, State, Url
@@ -25,19 +25,19 @@ def list_jobs(
     state: Annotated[
         list[JobState] | None, typer.Option(help="Only those in this state; several times.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many to look at.")] = 200,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="The newest so many.")] = 200,
     url: Url = None,
     key_file: KeyFile = None,
     state_dir: State = None,
     as_json: Json = False,
 ) -> None:
     """Show everybody's jobs, the newest first: whose, where, in which state and why."""
-    found = Asking(url, key_file, state_dir).get(f"/jobs?limit={limit}", JobList)
-    kept = tuple(job for job in found.jobs if not state or job.state in state)
+    wanted = f"&state={','.join(state)}" if state else ""
+    found = Asking(url, key_file, state_dir).get(f"/jobs?limit={limit}{wanted}", JobList)
     if as_json:
-        typer.echo(JobList(jobs=kept).model_dump_json(indent=2))
+        typer.echo(found.model_dump_json(indent=2))
         return
-    if not kept:
+    if not found.jobs:
         typer.echo("There is no such job." if state else "There is no job.")
         return
     print_table(
@@ -53,7 +53,7 @@ def list_jobs(
                 ago(job.created_at),
                 _why(job),
             )
-            for job in kept
+            for job in found.jobs
         ],
         whole=("ID", "STATE", "MADE"),
     )
@@ -98,11 +98,20 @@ def show_job(
         typer.echo()
         print_table(
             ("WAITS FOR", "WHY", "AGENTS"),
-            [(one.code, one.detail, " ".join(one.agents)) for one in job.reasons],
+            [(one.code, one.detail, _agents(one)) for one in job.reasons],
         )
 
 
 def _why(job: Job) -> str:
     if job.error is not None:
         return str(job.error.get("code", ""))
-    return "; ".join(reason.detail for reason in job.reasons)
+    return "; ".join(_reason(reason) for reason in job.reasons)
+
+
+def _reason(reason: Reason) -> str:
+    who = _agents(reason)
+    return f"{reason.code}: {reason.detail}" + (f" ({who})" if who else "")
+
+
+def _agents(reason: Reason) -> str:
+    return ", ".join(reason.agents) + (f" and {reason.more} more" if reason.more else "")

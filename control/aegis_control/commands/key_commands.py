@@ -9,18 +9,19 @@ import typer
 from aegis_protocol.actions import Role
 from aegis_protocol.failures.http import KeyNotFound
 from aegis_protocol.http_api import KeyList, KeyMade, KeyRequest, KeyRow
-from rich.console import Console
-from rich.table import Table
 
 from aegis_control import key_limits
 from aegis_control.commands.asking import Asking, Json, KeyFile, State, Url
 from aegis_control.commands.naming import beginning, the_one
+from aegis_control.commands.outcome import done
+from aegis_control.commands.tables import print_table
 from aegis_control.commands.times import ago, minute, seconds_until
 from aegis_control.identity import LIMIT_KINDS
 
 keys = typer.Typer(help="API keys.", no_args_is_help=True)
 
 _MARKER: Final = "aegis_sk_"
+_COLUMNS: Final = ("ID", "ROLE", "NAME", "MADE", "EXPIRES", "LAST ASKED", "STATE", "LIMITS")
 
 
 @keys.command(
@@ -76,10 +77,7 @@ def list_keys(
     if not found.keys:
         typer.echo("There is no such key.")
         return
-    console = Console()
-    if console.width < _WIDE and not console.is_terminal:
-        console = Console(width=_WIDE)
-    console.print(_table(found))
+    print_table(_COLUMNS, [_row(key) for key in found.keys], whole=("ID", "MADE", "EXPIRES"))
 
 
 @keys.command("revoke", epilog="Example: aegis-control keys revoke aegis_sk_b6x3")
@@ -90,6 +88,7 @@ def revoke(
     url: Url = None,
     key_file: KeyFile = None,
     state_dir: State = None,
+    as_json: Json = False,
 ) -> None:
     """Take a key back."""
     asking = Asking(url, key_file, state_dir)
@@ -98,28 +97,21 @@ def revoke(
     if row is None:
         raise KeyNotFound(f"there is no key {begins}", key_id=begins)
     asking.delete(f"/services/keys/{row.id}")
-    typer.echo(f"revoked {row.id}" + (f" ({row.name})" if row.name else ""))
+    words = f"revoked {row.id}" + (f" ({row.name})" if row.name else "")
+    done({"revoked": row.id, "name": row.name}, words, as_json=as_json)
 
 
-_WIDE = 160
-
-
-def _table(found: KeyList) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("ID", "ROLE", "NAME", "MADE", "EXPIRES", "LAST ASKED", "STATE", "LIMITS"):
-        table.add_column(name, overflow="fold", no_wrap=name in ("ID", "MADE", "EXPIRES"))
-    for row in found.keys:
-        table.add_row(
-            row.id,
-            str(row.role),
-            row.name,
-            minute(row.created_at),
-            minute(row.expires_at, none="never"),
-            ago(row.asked_at),
-            _state(row),
-            " ".join(f"{kind}={','.join(words)}" for kind, words in row.limits.items()),
-        )
-    return table
+def _row(row: KeyRow) -> tuple[str, ...]:
+    return (
+        row.id,
+        str(row.role),
+        row.name,
+        minute(row.created_at),
+        minute(row.expires_at, none="never"),
+        ago(row.asked_at),
+        _state(row),
+        " ".join(f"{kind}={','.join(words)}" for kind, words in row.limits.items()),
+    )
 
 
 def _state(row: KeyRow) -> str:

@@ -2,43 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 from urllib.parse import quote
 
 import typer
 from aegis_protocol.failures.board import LeaseNotFound
 from aegis_protocol.http_api import Lease, LeaseList
 from aegis_protocol.states import LeaseState
-from rich.console import Console
-from rich.table import Table
 
 from aegis_control.commands.asking import Asking, Json, KeyFile, State, Url
+from aegis_control.commands.tables import print_table
 from aegis_control.commands.times import minute
 
 leases = typer.Typer(help="Leases of boards.", no_args_is_help=True)
 
-_WIDE = 180
+_COLUMNS: Final = ("ID", "BOARD", "AGENT", "STATE", "HOLDER", "UNTIL", "FENCE", "NOTE")
 
 
-@leases.command("list")
+@leases.command("list", epilog="Example: aegis-control lease list --json")
 def list_leases(
     url: Url = None, key_file: KeyFile = None, state_dir: State = None, as_json: Json = False
 ) -> None:
-    """
-    Show who holds which board until when, and who waits for one.
-
-    Example: aegis-control lease list
-    """
+    """Show who holds which board until when, and who waits for one."""
     found = Asking(url, key_file, state_dir).get("/leases", LeaseList)
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
     elif not found.leases:
         typer.echo("No board is leased.")
     else:
-        _show(found)
+        print_table(_COLUMNS, [_row(lease) for lease in found.leases], whole=("ID", "UNTIL"))
 
 
-@leases.command("kick")
+@leases.command("kick", epilog="Example: aegis-control lease kick bench-p4")
 def kick(
     lease: Annotated[str, typer.Argument(metavar="LEASE", help="Its id, or the board's.")],
     force: Annotated[
@@ -49,11 +44,7 @@ def kick(
     state_dir: State = None,
     as_json: Json = False,
 ) -> None:
-    """
-    End a lease. A job that uses the board ends too, after the flash that is being written.
-
-    Example: aegis-control lease kick bench-p4
-    """
+    """End a lease. A job that uses the board ends too, after the flash that is being written."""
     asking = Asking(url, key_file, state_dir)
     lease_id = _id_of(asking, lease)
     ended = asking.delete_for(f"/leases/{quote(lease_id, safe='')}?force={int(force)}", Lease)
@@ -76,25 +67,19 @@ def _id_of(asking: Asking, word: str) -> str:
     )
 
 
-def _show(found: LeaseList) -> None:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("ID", "BOARD", "AGENT", "STATE", "HOLDER", "UNTIL", "FENCE", "NOTE"):
-        table.add_column(name, overflow="fold", no_wrap=name in ("ID", "UNTIL"))
-    for lease in found.leases:
-        wish = lease.wish.board
-        wanted = " ".join(word for word in (wish.id, wish.chip) if word) or "any"
-        queued = lease.state is LeaseState.QUEUED
-        table.add_row(
-            lease.id,
-            lease.board_id or f"wants {wanted}",
-            lease.agent_name or "",
-            f"{lease.state}, {lease.position} before" if queued else str(lease.state),
-            lease.holder,
-            minute(lease.expires_at),
-            "" if lease.fence is None else str(lease.fence),
-            lease.note,
-        )
-    console = Console()
-    if console.width < _WIDE and not console.is_terminal:
-        console = Console(width=_WIDE)
-    console.print(table)
+def _row(lease: Lease) -> tuple[str, ...]:
+    wish = lease.wish.board
+    labels = [f"{name}={value}" for name, value in wish.labels.items()]
+    wanted = " ".join(word for word in (wish.id, wish.chip, *labels) if word) or "any"
+    queued = lease.state is LeaseState.QUEUED
+    why = "; ".join(reason.detail for reason in lease.reasons)
+    return (
+        lease.id,
+        lease.board_id or f"wants {wanted}",
+        lease.agent_name or "",
+        f"{lease.state}, {lease.position} before" if queued else str(lease.state),
+        lease.holder,
+        minute(lease.expires_at),
+        "" if lease.fence is None else str(lease.fence),
+        "; ".join(word for word in (lease.note, why) if word),
+    )

@@ -9,11 +9,10 @@ import typer
 from aegis_protocol.http_api import Agent, DrainRequest, PauseRequest
 from pydantic import BaseModel
 
-from aegis_control.commands.agents_commands import show
+from aegis_control.commands.agents_commands import Name, show
 from aegis_control.commands.asking import Asking, Json, KeyFile, State, Url
 from aegis_control.commands.times import seconds_until
 
-Name: TypeAlias = Annotated[str, typer.Argument(metavar="AGENT", help="Its name or id.")]
 Reason: TypeAlias = Annotated[
     str, typer.Option(help="Shown wherever the agent's state is, and to jobs that wait.")
 ]
@@ -27,11 +26,7 @@ def pause(
     state_dir: State = None,
     as_json: Json = False,
 ) -> None:
-    """
-    Give an agent no new jobs; what runs goes on. It holds until `resume-agent`.
-
-    Example: aegis-control pause-agent bench --reason "the lab moves"
-    """
+    """Give an agent no new jobs; what runs goes on. It holds until `resume-agent`."""
     asking = Asking(url, key_file, state_dir)
     _order(asking, agent, "pause", PauseRequest(reason=reason[:200]), as_json=as_json)
 
@@ -43,11 +38,7 @@ def resume(
     state_dir: State = None,
     as_json: Json = False,
 ) -> None:
-    """
-    Take back a pause or a drain.
-
-    Example: aegis-control resume-agent bench
-    """
+    """Take back a pause or a drain."""
     _order(Asking(url, key_file, state_dir), agent, "resume", None, as_json=as_json)
 
 
@@ -63,11 +54,7 @@ def drain(
     state_dir: State = None,
     as_json: Json = False,
 ) -> None:
-    """
-    Give an agent no new jobs and let what runs finish, or cancel it at a deadline.
-
-    Example: aegis-control drain-agent bench --deadline 30m --reason "new disk"
-    """
+    """Give an agent no new jobs and let what runs finish, or cancel it at a deadline."""
     if force and deadline is not None:
         raise typer.BadParameter("--force is a deadline of nothing: give one of the two")
     wanted = DrainRequest(
@@ -84,11 +71,7 @@ def reset(
     state_dir: State = None,
     as_json: Json = False,
 ) -> None:
-    """
-    Take back every order and lift a quarantine.
-
-    Example: aegis-control reset-agent bench
-    """
+    """Take back every order and lift a quarantine."""
     _order(Asking(url, key_file, state_dir), agent, "reset", None, as_json=as_json)
 
 

@@ -19,10 +19,9 @@ from aegis_protocol.http_api import (
     ToolchainWish,
 )
 from pydantic import ValidationError
-from rich.console import Console
-from rich.table import Table
 
 from aegis_control.commands.asking import Asking, Json, KeyFile, State, Url
+from aegis_control.commands.tables import print_table
 from aegis_control.config_sources import load
 from aegis_control.key_limits import from_words
 from aegis_control.policy.reading import read
@@ -77,10 +76,14 @@ def show(
         return
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(shown.loaded_at))
     typer.echo(f"{shown.file}, read {at}, sha256 {shown.sha256[:16]}")
-    table = Table("RULE", "FOR", "NARROWS TO", box=None, pad_edge=False)
-    for rule in Policy.model_validate({"rules": shown.rules}).rules:
-        table.add_row(rule.name, *_told(rule.model_dump(mode="json", exclude_defaults=True)))
-    Console().print(table)
+    rules = Policy.model_validate({"rules": shown.rules}).rules
+    print_table(
+        ("RULE", "FOR", "NARROWS TO"),
+        [
+            (rule.name, *_told(rule.model_dump(mode="json", exclude_defaults=True)))
+            for rule in rules
+        ],
+    )
 
 
 @app.command(
@@ -92,8 +95,8 @@ def check(
         str, typer.Option(help="What it would require, comma between.")
     ] = "espctl,source,pty,firmware",
     key: Annotated[
-        str, typer.Option(help="A key's id (never the key itself), or mcp.")
-    ] = "anybody",
+        str | None, typer.Option(help="A key's id (never the key itself), or mcp.")
+    ] = None,
     role: Annotated[
         Role | None, typer.Option(help="In place of --key: a key of that role.")
     ] = None,
@@ -107,7 +110,9 @@ def check(
         list[Action] | None, typer.Option(help="Several times; by default all that it may.")
     ] = None,
     agent: Annotated[str | None, typer.Option(help="An agent's id or name.")] = None,
-    timeout_secs: Annotated[int, typer.Option(min=1, max=86_400)] = 600,
+    timeout_secs: Annotated[
+        int, typer.Option(min=1, max=86_400, help="How long the job may take.")
+    ] = 600,
     url: Url = None,
     key_file: KeyFile = None,
     state_dir: State = None,
@@ -117,7 +122,13 @@ def check(
     Say what a request for a grant would get, and by which rule; nothing is made. Exits 10 when it
     would be refused.
     """
-    if key.startswith("aegis_sk_"):
+    if (key is None) == (role is None):
+        raise BadRequest(
+            "a decision is about a key or about a role",
+            remedy="Name one of the two: --key ID (or mcp), or --role with --limit.",
+            field="key",
+        )
+    if key is not None and key.startswith("aegis_sk_"):
         raise BadRequest(
             "--key takes the id alone",
             remedy="Give the part between `aegis_sk_` and the next `_`; a whole key in a command "
@@ -126,7 +137,7 @@ def check(
         )
     try:
         body = PolicyCheckRequest(
-            key_id=key,
+            key_id=key or "anybody",
             role=role,
             limits=from_words(limit or []),
             wish=GrantWish(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from typing import Annotated, Literal
 
 import typer
 from aegis_protocol.http_api import RevocationList, RevocationRow, RevokeRequest
-from rich.console import Console
-from rich.table import Table
 
 from aegis_control.commands import agents_commands
 from aegis_control.commands.asking import Asking, Json, KeyFile, State, Url
+from aegis_control.commands.tables import print_table
+from aegis_control.commands.times import second
 
 app = typer.Typer(
     help="Take back grants, jobs, keys. What runs finishes; its connections end at once.",
@@ -25,7 +24,7 @@ _Reason = Annotated[str, typer.Option(help="What the peers are told.")]
     "grant", epilog="Example: aegis-control revoke grant 01a0c450-71dc-7b12-88bd-b86ccf33cc01"
 )
 def grant(
-    jti: str,
+    jti: Annotated[str, typer.Argument(help="The grant's id: see `list-grants`.")],
     reason: _Reason = "",
     url: Url = None,
     key_file: KeyFile = None,
@@ -43,7 +42,7 @@ def grant(
     epilog='Example: aegis-control revoke job JOB_ID --reason "wrong board"',
 )
 def job(
-    job_id: str,
+    job_id: Annotated[str, typer.Argument(help="The job's id.")],
     reason: _Reason = "",
     url: Url = None,
     key_file: KeyFile = None,
@@ -60,7 +59,7 @@ def job(
     "key", epilog='Example: aegis-control revoke key b6x3o5tq7yfn2wsd --reason "laptop lost"'
 )
 def key(
-    key_id: str,
+    key_id: Annotated[str, typer.Argument(help="The key's id: see `keys list`.")],
     reason: _Reason = "",
     url: Url = None,
     key_file: KeyFile = None,
@@ -113,14 +112,21 @@ def _show(found: RevocationList, as_json: bool) -> None:
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
         return
-    table = Table("WHEN", "WHAT", "AT", "STATE", "BY", "REASON", box=None, pad_edge=False)
-    for row in found.revocations:
-        table.add_row(
-            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row.at)),
-            f"{row.kind} {row.id}",
-            row.agent_name or row.agent_id,
-            row.state,
-            row.by,
-            row.reason,
-        )
-    Console().print(table)
+    if not found.revocations:
+        typer.echo("Nothing was revoked.")
+        return
+    print_table(
+        ("WHEN", "WHAT", "AT", "STATE", "BY", "REASON"),
+        [
+            (
+                second(row.at),
+                f"{row.kind} {row.id}",
+                row.agent_name or row.agent_id,
+                row.state,
+                row.by,
+                row.reason,
+            )
+            for row in found.revocations
+        ],
+        whole=("WHEN", "WHAT"),
+    )

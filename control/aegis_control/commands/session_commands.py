@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Any, TypeAlias
 from urllib.parse import urlencode
 
 import typer
-from aegis_protocol.http_api import GrantList, GrantRow, SessionList
-from rich.console import Console
-from rich.table import Table
+from aegis_protocol.http_api import GrantList, GrantRow, SessionList, SessionRow
 
 from aegis_control.commands.asking import Asking, Json, KeyFile, State, Url
+from aegis_control.commands.tables import print_table
 from aegis_control.commands.times import ago, minute
 
 Job: TypeAlias = Annotated[str, typer.Option("--job", help="Only of this job.")]
 Who: TypeAlias = Annotated[str, typer.Option("--who", help="Only of this identity: a key's id.")]
 Agent: TypeAlias = Annotated[str, typer.Option("--agent", help="Only there: a name or an id.")]
 Limit: TypeAlias = Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")]
-
-_WIDE: Final = 200
 
 
 def list_grants(
@@ -40,21 +37,11 @@ def list_grants(
     if not found.grants:
         typer.echo("There is no such grant.")
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("GRANT", "ISSUED", "WHO", "FROM", "AGENT", "JOB", "CHANNELS", "STATE"):
-        table.add_column(name, overflow="fold", no_wrap=name in ("GRANT", "JOB", "ISSUED"))
-    for row in found.grants:
-        table.add_row(
-            row.jti,
-            minute(row.issued_at),
-            row.identity,
-            row.source or "",
-            row.agent_name or row.agent_id,
-            row.job_id,
-            " ".join(row.channels),
-            _state(row),
-        )
-    _print(table)
+    print_table(
+        ("GRANT", "ISSUED", "WHO", "FROM", "AGENT", "JOB", "CHANNELS", "STATE"),
+        [(row.jti, minute(row.issued_at), *_of(row), _state(row)) for row in found.grants],
+        whole=("GRANT", "JOB", "ISSUED"),
+    )
 
 
 def list_sessions(
@@ -76,21 +63,20 @@ def list_sessions(
     if not found.sessions:
         typer.echo("No connection is open.")
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("GRANT", "OPEN SINCE", "WHO", "FROM", "AGENT", "JOB", "CHANNELS", "UNTIL"):
-        table.add_column(name, overflow="fold", no_wrap=name in ("GRANT", "JOB", "OPEN SINCE"))
-    for row in found.sessions:
-        table.add_row(
-            row.jti,
-            ago(row.opened_at),
-            row.identity,
-            row.source or "",
-            row.agent_name or row.agent_id,
-            row.job_id,
-            " ".join(row.channels),
-            minute(row.ends_at) if row.revoked_at is None else "revoked, pending at the agent",
-        )
-    _print(table)
+    print_table(
+        ("GRANT", "OPEN SINCE", "WHO", "FROM", "AGENT", "JOB", "CHANNELS", "UNTIL"),
+        [(row.jti, ago(row.opened_at), *_of(row), _until(row)) for row in found.sessions],
+        whole=("GRANT", "JOB", "OPEN SINCE"),
+    )
+
+
+def _until(row: SessionRow) -> str:
+    return minute(row.ends_at) if row.revoked_at is None else "revoked, pending at the agent"
+
+
+def _of(row: GrantRow | SessionRow) -> tuple[str, ...]:
+    agent = row.agent_name or row.agent_id
+    return row.identity, row.source or "", agent, row.job_id, " ".join(row.channels)
 
 
 def _state(row: GrantRow) -> str:
@@ -109,10 +95,3 @@ def _path(base: str, job: str, who: str, agent: str, limit: int) -> str:
     given: dict[str, Any] = {"limit": limit}
     given |= {k: v for k, v in (("job", job), ("identity", who), ("agent", agent)) if v}
     return f"{base}?{urlencode(given)}"
-
-
-def _print(table: Table) -> None:
-    console = Console()
-    if console.width < _WIDE and not console.is_terminal:
-        console = Console(width=_WIDE)
-    console.print(table)

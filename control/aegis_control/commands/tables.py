@@ -15,7 +15,10 @@ _WIDE: Final = 180
 def print_table(
     columns: Sequence[str], rows: Iterable[Sequence[str]], *, whole: Sequence[str] = ()
 ) -> None:
-    """Print rows below their columns' names; those of `whole` are never broken."""
+    """
+    Print rows below their columns' names; those of `whole` are never broken. What stands in them
+    is shown as it is, and can't steer the terminal.
+    """
     console = Console()
     if console.width < _WIDE and not console.is_terminal:
         console = Console(width=_WIDE)
@@ -23,5 +26,10 @@ def print_table(
     for name in columns:
         table.add_column(name, overflow="fold", no_wrap=name in whole)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     console.print(table)
+
+
+def printable(text: str) -> str:
+    """Text from elsewhere (a name, a reason, a note) without what a terminal would obey."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -63,6 +63,11 @@ def minute(at: float | None, *, none: str = "") -> str:
     return none if at is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
 
 
+def second(at: float) -> str:
+    """The same to the second."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
 def ago(at: float | None) -> str:
     if at is None:
         return "never"

@@ -13,17 +13,16 @@ from aegis_protocol.http_api import (
     EnrollTokenRequest,
     EnrollTokenRow,
 )
-from rich.console import Console
-from rich.table import Table
 
 from aegis_control.commands.asking import Asking, Json, KeyFile, State, Url
 from aegis_control.commands.naming import beginning, the_one
+from aegis_control.commands.outcome import done
+from aegis_control.commands.tables import print_table
 from aegis_control.commands.times import minute
 
 tokens = typer.Typer(help="Tokens with which agents enrol.", no_args_is_help=True)
 
 _MARKER: Final = "aegis_et_"
-_WIDE: Final = 140
 
 
 @tokens.command("create", epilog="Example: aegis-control enroll-token create --name lab-1")
@@ -58,15 +57,14 @@ def list_tokens(
     if not found.tokens:
         typer.echo("There is no token. `aegis-control enroll-token create` makes one.")
         return
-    table = Table("ID", "FOR", "MADE", "EXPIRES", "STATE", box=None, pad_edge=False)
-    for row in found.tokens:
-        table.add_row(
-            row.id, row.name or "any", minute(row.created_at), minute(row.expires_at), _state(row)
-        )
-    console = Console()
-    if console.width < _WIDE and not console.is_terminal:
-        console = Console(width=_WIDE)
-    console.print(table)
+    print_table(
+        ("ID", "FOR", "MADE", "EXPIRES", "STATE"),
+        [
+            (row.id, row.name or "any", minute(row.created_at), minute(row.expires_at), _state(row))
+            for row in found.tokens
+        ],
+        whole=("ID", "MADE", "EXPIRES"),
+    )
 
 
 @tokens.command("revoke", epilog="Example: aegis-control enroll-token revoke b6x3o5")
@@ -77,6 +75,7 @@ def revoke_token(
     url: Url = None,
     key_file: KeyFile = None,
     state_dir: State = None,
+    as_json: Json = False,
 ) -> None:
     """Take a token back. An agent that it enrolled stays."""
     asking = Asking(url, key_file, state_dir)
@@ -85,7 +84,7 @@ def revoke_token(
     if row is None:
         raise TokenNotFound(f"there is no enrolment token {begins}", token_id=begins)
     asking.delete(f"/services/enroll-tokens/{row.id}")
-    typer.echo(f"revoked {row.id}")
+    done({"revoked": row.id}, f"revoked {row.id}", as_json=as_json)
 
 
 def _state(row: EnrollTokenRow) -> str:

@@ -10,10 +10,9 @@ from typing import Annotated, Final
 import typer
 from aegis_protocol.failures.http import BadRequest
 from aegis_protocol.http_api import TokenVerdict, VerifyTokenRequest
-from rich.console import Console
-from rich.table import Table
 
 from aegis_control.commands.asking import Asking, Json, KeyFile, State, Url
+from aegis_control.commands.tables import print_table
 from aegis_control.commands.times import minute
 
 _MAX_BYTES: Final = 16_384
@@ -70,11 +69,8 @@ def _read(file: Path | None) -> str:
 
 
 def _print(verdict: TokenVerdict) -> None:
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for name, value in _facts(verdict):
-        if value:
-            table.add_row(name, value)
-    Console(soft_wrap=True).print(table)
+    rows = [(name, value) for name, value in _facts(verdict) if value]
+    print_table(("WHAT", "IS"), rows, whole=("WHAT",))
 
 
 def _facts(verdict: TokenVerdict) -> list[tuple[str, str]]:

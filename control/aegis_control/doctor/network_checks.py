@@ -13,8 +13,8 @@ from aegis_protocol.http_api import Health
 from pydantic import ValidationError
 
 from aegis_control.doctor.check import Check, error, failed, ok, skipped, warning
-from aegis_control.doctor.relay_checks import trust
 from aegis_control.doctor.subject import Subject
+from aegis_control.trust import trust
 
 _LIMIT_S: Final = 5.0
 _ANYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import ssl
 from collections.abc import AsyncIterator
 from typing import Final
 
 from aegis_control.doctor.check import Check, error, ok
 from aegis_control.doctor.stun_client import Server, StunRefused, ask_address, ask_relay
 from aegis_control.doctor.subject import Subject
+from aegis_control.trust import trust
 from aegis_control.turn import ice_servers
 
 _UNAUTHORIZED: Final = 401
@@ -24,14 +23,6 @@ async def relays(subject: Subject) -> AsyncIterator[Check]:
         *(_turn(subject, url) for url in config.turn_urls),
     ):
         yield check
-
-
-def trust() -> ssl.SSLContext:
-    """The roots that clients have: the system's, and AEGIS_CA_FILE."""
-    context = ssl.create_default_context()
-    if path := os.environ.get("AEGIS_CA_FILE", ""):
-        context.load_verify_locations(path)
-    return context
 
 
 async def _stun(url: str) -> Check:

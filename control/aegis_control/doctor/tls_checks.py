@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 from cryptography import x509
 
 from aegis_control.doctor.check import Check, error, ok, skipped, warning
-from aegis_control.doctor.relay_checks import trust
 from aegis_control.doctor.subject import Subject
+from aegis_control.trust import trust
 
 NAMES: Final = ("tls_certificate", "tls_expiry", "tls_names")
 

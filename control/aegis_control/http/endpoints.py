@@ -133,7 +133,7 @@ async def list_jobs(control: Control, call: Call) -> Reply:
     """The newest first; an operator sees everybody's."""
     own = None if call.identity.has(Role.OPERATOR) else call.identity.id
     async with control.database.read() as conn:
-        records = await jobs.recent(conn, own, limit=row_limit(call))
+        records = await jobs.recent(conn, own, limit=row_limit(call), states=_states(call))
         names = {agent.id: agent.name for agent in await agents.every(conn)}
     return Reply(JobList(jobs=tuple(job_body(record, names) for record in records)))
 
@@ -195,6 +195,14 @@ def _idempotency_key(call: Call) -> str | None:
             "Idempotency-Key: 1 to 200 printable ASCII characters", field="Idempotency-Key"
         )
     return key
+
+
+def _states(call: Call) -> tuple[JobState, ...]:
+    words = [word for word in call.request.query.get("state", "").split(",") if word]
+    try:
+        return tuple(JobState(word) for word in words)
+    except ValueError as exc:
+        raise BadRequest(f"state: there are {', '.join(JobState)}", field="state") from exc
 
 
 def row_limit(call: Call) -> int:

@@ -213,7 +213,7 @@ ROUTES: Final[tuple[Route, ...]] = (
         endpoints.list_jobs,
         "My jobs, newest first (an operator: everybody's); `limit` of them.",
         role=Role.VIEWER,
-        queries=(_LIMIT,),
+        queries=(_LIMIT, Query("state", "Only jobs in these states, comma between.")),
         gives={_OK: JobList},
         local=True,
     ),

@@ -41,6 +41,10 @@ class Standing:
             return "stale"
         return "default" if self.path is None else "file"
 
+    def tell(self) -> None:
+        file = None if self.path is None else str(self.path)
+        log.info("policy.loaded", file=file, rules=len(self.policy.rules))
+
 
 class PolicyInForce:
     """
@@ -79,13 +83,17 @@ class PolicyInForce:
         """Put the file as it is now in force. When it is bad what counted goes on counting."""
         before = self._standing
         try:
-            found = _read(self._path, required=before.path is not None)
+            found = standing_of(self._path, required=before.path is not None)
         except PolicyInvalid as exc:
             log.error("policy.refused", detail=exc.message, remedy=exc.remedy)  # noqa: TRY400
             self._standing = Standing(before.policy, before.path, before.loaded_at, exc)
         else:
             self._standing = found
-            log.info("policy.loaded", file=str(found.path), rules=len(found.policy.rules))
+            log.info(
+                "policy.loaded",
+                file=None if found.path is None else str(found.path),
+                rules=len(found.policy.rules),
+            )
         return self._standing
 
     async def _note(self, database: Database) -> None:
@@ -107,12 +115,17 @@ def digest(policy: Policy) -> str:
 
 
 def _first(path: Path | None, *, required: bool) -> Standing:
-    found = _read(path, required=required)
-    log.info("policy.loaded", file=str(found.path), rules=len(found.policy.rules))
+    found = standing_of(path, required=required)
+    log.info(
+        "policy.loaded",
+        file=None if found.path is None else str(found.path),
+        rules=len(found.policy.rules),
+    )
     return found
 
 
-def _read(path: Path | None, *, required: bool) -> Standing:
+def standing_of(path: Path | None, *, required: bool) -> Standing:
+    """What counts with the file as it is; PolicyInvalid when that is wrong, or missing."""
     if path is None:
         return Standing(NO_POLICY, None, time.time())
     try:

@@ -148,10 +148,16 @@ async def get(conn: AsyncConnection, job_id: str) -> JobRecord | None:
 
 
 async def recent(
-    conn: AsyncConnection, identity: str | None, *, limit: int
+    conn: AsyncConnection,
+    identity: str | None,
+    *,
+    limit: int,
+    states: Collection[JobState] = (),
 ) -> tuple[JobRecord, ...]:
-    """The newest jobs of `identity` (None: of everybody), newest first."""
+    """The newest jobs of `identity` (None: of everybody) in one of `states` (none: in any)."""
     statement = select(jobs).order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
+    if states:
+        statement = statement.where(jobs.c.state.in_(states))
     if identity is not None:
         statement = statement.where(jobs.c.identity == identity)
     return tuple(_record(row) for row in await conn.execute(statement))
