@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -93,7 +94,7 @@ class _OfStates:
 
     def url(self, state: Path) -> str:
         if state not in self.urls:
-            self.urls[state] = self.stack.enter_context(self.server.database())
+            self.urls[state] = self.stack.enter_context(_database(self.server))
         return self.urls[state]
 
 
