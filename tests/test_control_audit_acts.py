@@ -15,6 +15,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aegis_control.control import Control
 from aegis_control.issuer import Issuer
 from aegis_protocol.actions import Role
 from aegis_protocol.control_link import Facts, JobMoved
@@ -205,6 +206,12 @@ async def test_an_operator_reads_checks_exports_and_prunes_it(tmp: Path) -> None
         assert (after.code, after.data["records"], after.data["whole"]) == (0, 1, True)
 
 
+async def _changed(control: Control) -> None:
+    """Have the issuer's key change, and wait until the new one signs."""
+    made = (await control.rotation.rotate())[-1].key.kid
+    await until(lambda: control.issuer.kid == made, within_s=30)
+
+
 async def test_an_export_is_whole_for_who_has_keys_from_before_or_after_a_change(
     tmp: Path,
 ) -> None:
@@ -215,8 +222,7 @@ async def test_an_export_is_whole_for_who_has_keys_from_before_or_after_a_change
             jwks = await client.ask("GET", "/.well-known/jwks.json")
             (tmp / f"{name}.json").write_text(json.dumps(jwks.body))
             if name != "last":
-                made = (await control.rotation.rotate())[-1].key.kid
-                await until(lambda made=made: control.issuer.kid == made, within_s=30)
+                await _changed(control)
         assert (await call(tmp, "audit", "export", "--output", str(tmp / "a.jsonl"))).code == 0
         offline = "audit", "verify", "--json", "--file", str(tmp / "a.jsonl"), "--jwks"
         first = await call(tmp, *offline, str(tmp / "first.json"))
