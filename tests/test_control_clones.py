@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,13 +12,17 @@ from pathlib import Path
 import aiohttp
 import pytest
 from aegis_control.link.clones import Arrival, flaps
+from aegis_control.store import agent_links
+from aegis_control.store.tables import agents
 from aegis_protocol.actions import Role
 from aegis_protocol.control_link import JobOffer
 from control_fixtures import Bench, FakeAgent, bench
 from control_runs import call
 from databases import database_kind, database_url, postgres
+from sqlalchemy import update
 from stand import Stand, a_stand
 from structlog.testing import capture_logs
+from waiting import until
 
 __all__ = ["database_kind", "database_url", "postgres"]
 
@@ -101,6 +107,42 @@ async def test_two_processes_with_one_key_are_quarantined_and_list_agents_says_w
         granted = await client.granted(job_id=waits.body["job_id"])
         await client.offer(granted)
         await twin.next(JobOffer)
+
+
+async def test_the_other_is_refused_while_the_link_is_up_and_for_a_while_after_it(
+    tmp: Path,
+) -> None:
+    async with bench(tmp / "s") as b, two_of_a_kind(b) as (agent, twin):
+        await flap(agent, twin)
+        await agent.send_hello()
+        assert await agent.refusal() == "agent.key_cloned"
+        await last_seen(b, agent.id, time.time() - 60)  # that is written down now and then only
+        await agent.send_hello()
+        assert await agent.refusal() == "agent.key_cloned"
+
+        await twin.leave()
+        await until(lambda: b.served.control.links.find_own(agent.id) is None)
+        assert await ended(b, agent.id)
+        await agent.send_hello()
+        assert await agent.refusal() == "agent.key_cloned"
+        await last_seen(b, agent.id, time.time() - 60)
+        await agent.link()
+
+
+async def last_seen(b: Bench, agent_id: str, at: float) -> None:
+    """Have the store say that the agent was last heard then."""
+    async with b.served.control.database.write() as conn:
+        await conn.execute(update(agents).where(agents.c.id == agent_id).values(last_seen=at))
+
+
+async def ended(b: Bench, agent_id: str) -> bool:
+    """Wait until the store knows that the agent's link is over."""
+    for _ in range(500):
+        async with b.served.control.database.read() as conn:
+            if not await agent_links.is_up(conn, agent_id):
+                return True
+        await asyncio.sleep(0.01)
+    return False
 
 
 async def test_a_reset_while_both_still_run_does_not_hold(tmp: Path) -> None:

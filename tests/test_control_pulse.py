@@ -13,6 +13,7 @@ from aegis_control.link.pulse import Pulse
 from aegis_control.link.registry import Links
 from aegis_control.link.socket import Inbox, LinkSocket, framed
 from aegis_control.metrics import Metrics
+from aegis_control.store import agents
 from aegis_protocol.control_link import Hello, JobCancel, JobOffer, Pong, Status
 from aegis_protocol.failures.http import AgentOffline, LinkSuperseded
 from aiohttp.base_protocol import BaseProtocol
@@ -229,6 +230,47 @@ async def test_a_frame_on_a_link_that_is_being_closed_does_nothing(tmp: Path) ->
         await agent.send(Status(paused="too late"))
         await until(lambda: ended(b, "superseded") == 1)
         assert link.paused is None
+
+
+async def test_when_an_agent_was_seen_is_written_in_steps_and_when_its_link_ends(tmp: Path) -> None:
+    async with bench(tmp / "s", link_timeout_s=0.6) as b:
+        agent = await b.agent()
+        answering = asyncio.create_task(agent.receive())
+        linked = await seen(b, agent.id)
+        link = link_of(b.served, agent.id)
+        await until(lambda: link.heard_at > linked + 0.3)
+        assert await seen(b, agent.id) == linked
+        link.noted_at -= 60
+        await until(lambda: link.noted_at > linked, within_s=10)
+        stepped = await seen(b, agent.id)
+        assert stepped == pytest.approx(link.noted_at)
+        await until(lambda: link.heard_at > stepped + 0.3)
+        answering.cancel()
+        await agent.leave()
+        await until(lambda: ended(b, "closed") == 1)
+        while (last := await seen(b, agent.id)) == stepped:
+            await asyncio.sleep(0.01)
+        assert last > stepped + 0.2
+
+
+async def test_when_an_agent_was_seen_is_written_when_control_stops(tmp: Path) -> None:
+    async with bench(tmp / "s", link_timeout_s=0.6) as b:
+        agent = await b.agent()
+        linked = await seen(b, agent.id)
+        link = link_of(b.served, agent.id)
+        answering = asyncio.create_task(agent.receive())
+        await until(lambda: link.heard_at > linked + 2)  # it looks each second who is here
+        answering.cancel()
+    async with bench(tmp / "s") as b:
+        assert await seen(b, agent.id) > linked + 1
+
+
+async def seen(b: Bench, agent_id: str) -> float:
+    """When the agent was last heard, as the store has it."""
+    async with b.served.control.database.read() as conn:
+        record = await agents.get(conn, agent_id)
+    assert record is not None and record.last_seen is not None
+    return record.last_seen
 
 
 def ended(b: Bench, cause: str) -> int:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from aegis_control.store import revocations
+from aegis_control.store import agents, revocations
+from aegis_control.store.database import Database
 from aegis_protocol.actions import Role
 from aegis_protocol.control_link import HeldJob, JobRevoke, KeyRevoke, Revocations, Revoked
 from aegis_protocol.states import JobState
@@ -149,3 +150,29 @@ async def test_an_operator_reads_where_it_is_pending(tmp: Path) -> None:
         none = await call(tmp, "revoke", "job", waits.body["job_id"])
         assert "no agent has anything of it" in none.out
         assert (await b.client().job(waits.body["job_id"]))["state"] == "canceled"
+
+
+@pytest.mark.parametrize("agent_count", [2, 40])
+async def test_of_the_agents_that_are_here_those_behind_are_found(
+    tmp: Path, agent_count: int
+) -> None:
+    async with Database.open(f"sqlite+aiosqlite:///{tmp / 'control.db'}") as database:
+        names = [f"ag-{number}" for number in range(agent_count)]
+        async with database.write() as conn:
+            for name in (*names, "elsewhere"):
+                await agents.enroll(conn, name, name, b"k" * 32, now_s=1)
+            for name in (names[0], names[1], "elsewhere"):
+                through = await revocations.add(
+                    conn,
+                    name,
+                    KeyRevoke(identity="k"),
+                    kind="key",
+                    what="k",
+                    job_id=None,
+                    by="mcp",
+                    now_s=1,
+                )
+                if name == names[0]:
+                    await revocations.done(conn, name, through)
+        async with database.read() as conn:
+            assert await revocations.behind(conn, names) == {names[1]: 0}

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -27,6 +28,7 @@ from sqlalchemy.exc import DBAPIError
 
 from aegis_control.hub import set_within
 from aegis_control.jobs import Jobs
+from aegis_control.link.link import Link
 from aegis_control.link.orders import Orders
 from aegis_control.link.registry import Links
 from aegis_control.log import get_logger
@@ -50,6 +52,8 @@ log = get_logger("deadlines")
 
 _LOOK_S: Final = 1.0
 _SEEN_EVERY_S: Final = 5.0
+_SEEN_STEP_S: Final = 30.0
+"""By so much `last_seen` has to have moved for it to be written while the link is up."""
 _NOTE_EVERY_S: Final = 5.0
 _NOTED: Final = (JobState.PENDING, JobState.LOST)
 _FORGET_EVERY_S: Final = 600.0
@@ -146,13 +150,13 @@ class Deadlines:
         self._orders = orders
         self._presence = presence
         self._graces = graces
-        self._written: dict[str, float] = {}
         self._note_every_s = min(_NOTE_EVERY_S, graces.absent_after_s / 4)
         self._noted_at = 0.0
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Look every second until `stopping` is set. No transaction is cut off."""
         seen_at, forgot_at = 0.0, 0.0
+        here: tuple[Link, ...] = ()
         while not stopping.is_set():
             now = time.monotonic()
             try:
@@ -160,13 +164,18 @@ class Deadlines:
                 await self.look()
                 if now - seen_at > _SEEN_EVERY_S:
                     seen_at = now
-                    await self._write_seen()
+                    await self._write_seen(self._links.own().values(), step_s=_SEEN_STEP_S)
                 if now - forgot_at > _FORGET_EVERY_S:
                     forgot_at = now
                     await self._forget()
             except DBAPIError as exc:
                 log.error("deadlines.failed", detail=str(exc.orig))  # noqa: TRY400
+            here = tuple(self._links.own().values())  # they end while we stop
             await set_within(stopping, _LOOK_S)
+        try:
+            await self._write_seen(here, step_s=0.0)
+        except DBAPIError as exc:
+            log.error("deadlines.failed", detail=str(exc.orig))  # noqa: TRY400
 
     async def look(self) -> None:
         """Do once what is due. No other replica looks meanwhile: it would act on what it saw."""
@@ -219,13 +228,14 @@ class Deadlines:
             async with self._database.write() as conn:
                 await jobs.note_clients(conn, news, now_s=await clock.now_s(conn))
 
-    async def _write_seen(self) -> None:
-        heard = {agent_id: link.heard_at for agent_id, link in self._links.own().items()}
-        news = {a: at for a, at in heard.items() if self._written.get(a) != at}
+    async def _write_seen(self, links: Iterable[Link], *, step_s: float) -> None:
+        heard = {link: link.heard_at for link in links}
+        news = {link: at for link, at in heard.items() if at - link.noted_at >= step_s}
         if news:
             async with self._database.write() as conn:
-                await agents.seen(conn, news)
-            self._written = heard
+                await agents.seen(conn, {link.agent_id: at for link, at in news.items()})
+            for link, at in news.items():
+                link.noted_at = at
 
     async def _forget(self) -> None:
         now_s = time.time()

@@ -24,7 +24,7 @@ from aegis_protocol.states import Order
 from aegis_control.jobs import Change, Jobs
 from aegis_control.log import get_logger
 from aegis_control.ordering import take_back
-from aegis_control.store import agents, audit
+from aegis_control.store import agent_links, agents, audit
 from aegis_control.store.agents import AgentRecord
 from aegis_control.store.audit import Act
 
@@ -35,7 +35,7 @@ MAX_CHANGES: Final = 3
 """Within the window; one more is a quarantine."""
 _KEPT: Final = 16
 _ALIVE_S: Final = 30.0
-"""An agent that was heard within this time has its link still: the store lags five seconds."""
+"""An agent that was heard within this time may come back; one that has its link lives anyway."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ async def watch(ledger: Jobs, record: AgentRecord, hello: Hello, *, address: str
         if known is None:
             return
         past = [Arrival(**kept) for kept in known.arrivals]
-        if _holds_on(known, past, hello.instance, now_s=now_s):
+        if _by_another(known, past, hello.instance) and await _lives(change, known):
             raise _refusal(known)
         arrivals = [a for a in past if now_s - a.at < WINDOW_S][-_KEPT + 1 :]
         arrivals.append(Arrival(now_s, hello.instance, address))
@@ -91,12 +91,18 @@ async def watch(ledger: Jobs, record: AgentRecord, hello: Hello, *, address: str
         raise _refusal(known)
 
 
-def _holds_on(known: AgentRecord, past: Sequence[Arrival], instance: str, *, now_s: float) -> bool:
-    """Whether another process than `instance` has the link of an agent known to be two."""
+def _by_another(known: AgentRecord, past: Sequence[Arrival], instance: str) -> bool:
+    """Whether another process than `instance` had the link last of an agent known to be two."""
     if not known.cloned or known.ordered is not Order.QUARANTINED or not past:
         return False
-    alive = known.last_seen is not None and now_s - known.last_seen < _ALIVE_S
-    return alive and past[-1].instance != instance
+    return past[-1].instance != instance
+
+
+async def _lives(change: Change, known: AgentRecord) -> bool:
+    """Whether the process that had the link last has it still, or had it lately."""
+    if known.last_seen is not None and change.now_s - known.last_seen < _ALIVE_S:
+        return True
+    return await agent_links.is_up(change.conn, known.id)
 
 
 async def _quarantine(change: Change, known: AgentRecord, arrivals: Sequence[Arrival]) -> None:

@@ -277,7 +277,9 @@ class LinkEndpoint:
         if not current or self._closing.is_set():
             return
         try:
-            await self._tell_gone(link.agent_id, link.name, epoch=link.epoch)
+            await self._tell_gone(
+                link.agent_id, link.name, epoch=link.epoch, heard_at=link.heard_at
+            )
         except DBAPIError as exc:
             log.error("store.failed", detail=str(exc.orig))  # noqa: TRY400
 
@@ -289,9 +291,13 @@ class LinkEndpoint:
             await tell_agents(change.conn, [link.agent_id], now_s=change.now_s)
             await tell_boards(change.conn, link.agent_id, now_s=change.now_s)
 
-    async def _tell_gone(self, agent_id: str, name: str, *, epoch: int | None) -> None:
+    async def _tell_gone(
+        self, agent_id: str, name: str, *, epoch: int | None, heard_at: float | None = None
+    ) -> None:
         """
         Keep that our link (of that epoch) ended, and tell the clients of the agent's jobs.
+
+        heard_at  when the agent was last heard (unix seconds)
 
         Nothing when the agent has a newer one elsewhere.
         """
@@ -303,6 +309,8 @@ class LinkEndpoint:
                 change.conn, agent_id, replica_id, epoch=epoch, now_s=now_s
             ):
                 return
+            if heard_at is not None:
+                await agents.seen(change.conn, {agent_id: heard_at})
             await tell(change.conn, "link", agent_id)
             await tell_agents(change.conn, [agent_id], now_s=change.now_s)
             for job in await jobs.in_states(change.conn, LIVE, agent_id=agent_id):

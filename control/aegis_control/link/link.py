@@ -26,7 +26,11 @@ _LAST_WORDS_S: Final = 2.0
 
 
 class Link:
-    """`boards`, `paused`, `draining` and `warm` are as the agent said last."""
+    """
+    `boards`, `paused`, `draining` and `warm` are as the agent said last.
+
+    noted_at  `heard_at` as it was written down last
+    """
 
     __slots__ = (
         "_busy",
@@ -41,6 +45,7 @@ class Link:
         "ending",
         "epoch",
         "name",
+        "noted_at",
         "paused",
         "warm",
     )
@@ -63,6 +68,7 @@ class Link:
         self.draining: bool = False
         self.end_cause = "closed"
         self.ending = False
+        self.noted_at = time.time()
         self._socket = socket
         self._transport = transport
         self._busy = True

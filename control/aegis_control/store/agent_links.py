@@ -99,6 +99,12 @@ async def is_over(conn: AsyncConnection, agent_id: str) -> bool:
     return (await conn.execute(statement)).one_or_none() is None
 
 
+async def is_up(conn: AsyncConnection, agent_id: str) -> bool:
+    """Tell whether the agent has a link, at a replica that is not known to be dead."""
+    found = (await look(conn, [agent_id])).get(agent_id)
+    return found is not None and found.ended_at is None and found.replica_seen is not None
+
+
 async def look(
     conn: AsyncConnection, agent_ids: Collection[str] | None = None
 ) -> Mapping[str, LinkRecord]:

@@ -126,11 +126,11 @@ async def begin_link(
 
 
 async def seen(conn: AsyncConnection, times: Mapping[str, float]) -> None:
-    """Write when each agent was last heard, in one batch."""
+    """Write when each agent was last heard, in one batch; what is newer stays."""
     if times:
         statement = (
             update(agents)
-            .where(agents.c.id == bindparam("agent"))
+            .where(agents.c.id == bindparam("agent"), agents.c.last_seen < bindparam("at"))
             .values(last_seen=bindparam("at"))
         )
         await conn.execute(statement, [{"agent": a, "at": at} for a, at in times.items()])

@@ -6,7 +6,7 @@ A change is told as `revocation`, with the agent's id.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
@@ -24,10 +24,17 @@ Kind: TypeAlias = Literal["grant", "job", "key"]
 MOST: Final = 400
 """How many are told at once: with their reasons they fit a frame."""
 
-_MOST_IDS: Final = 500
-"""A statement takes only so many parameters."""
+_FEW_IDS: Final = 32
+"""As many agents are named in a statement; of more, those that are meant are picked out."""
 
 _REVOCATION: Final[TypeAdapter[Revocation]] = TypeAdapter(Revocation)
+
+_BEHIND: Final = (
+    select(agents.c.id, agents.c.revoked_through)
+    .join(revocations, revocations.c.agent_id == agents.c.id)
+    .where(revocations.c.seq > agents.c.revoked_through)
+    .distinct()
+)
 
 
 @dataclass(frozen=True)
@@ -98,21 +105,13 @@ async def since(
     return items, found[-1].seq if found else through
 
 
-async def behind(conn: AsyncConnection, agent_ids: Sequence[str]) -> Mapping[str, int]:
+async def behind(conn: AsyncConnection, agent_ids: Collection[str]) -> Mapping[str, int]:
     """Those of `agent_ids` that have something left to carry out, and how far each has come."""
-    found: dict[str, int] = {}
-    for start in range(0, len(agent_ids), _MOST_IDS):
-        rows = await conn.execute(
-            select(agents.c.id, agents.c.revoked_through)
-            .join(revocations, revocations.c.agent_id == agents.c.id)
-            .where(
-                agents.c.id.in_(agent_ids[start : start + _MOST_IDS]),
-                revocations.c.seq > agents.c.revoked_through,
-            )
-            .distinct()
-        )
-        found |= {row.id: row.revoked_through for row in rows}
-    return found
+    few = len(agent_ids) <= _FEW_IDS
+    statement = _BEHIND.where(agents.c.id.in_(agent_ids)) if few else _BEHIND
+    wanted = set(agent_ids)
+    rows = await conn.execute(statement)
+    return {row.id: row.revoked_through for row in rows if row.id in wanted}
 
 
 async def done(conn: AsyncConnection, agent_id: str, through: int) -> None:
