@@ -69,6 +69,8 @@ class Script:
     console: tuple[bytes, ...] = (b"boot\r\n",)
     flash_error: AegisError | None = None
     app: bytes = APP
+    takes_no_source: bool = False
+    """An upload is never finished."""
     lost_answers: set[str] = field(default_factory=set)
     """Methods that are served, once, while the link is cut before the answer."""
 
@@ -286,6 +288,8 @@ class _Session:
 
     async def _on_source_push(self, params: dict[str, Any]) -> dict[str, Any]:
         wish = SourcePushParams.model_validate(params)
+        if self.agent.script.takes_no_source:
+            await asyncio.Event().wait()
         data = await self._received(wish.pack)
         if wish.compression == "deflate":
             data = zlib.decompress(data)

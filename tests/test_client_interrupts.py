@@ -101,6 +101,26 @@ def test_a_second_ctrl_c_leaves_at_once(served: Served, tmp: Path) -> None:
         assert time.monotonic() - began < 1
 
 
+@pytest.mark.parametrize(
+    "numbers", [[signal.SIGINT], [signal.SIGINT, signal.SIGTERM]], ids=["once", "twice"]
+)
+def test_ctrl_c_in_an_upload_leaves_no_copy_of_the_sources(
+    served: Served, tmp: Path, monkeypatch: pytest.MonkeyPatch, numbers: list[signal.Signals]
+) -> None:
+    served.agent.script = Script(takes_no_source=True)
+    (folder := tmp / "t").mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    with building(served.control.url, tmp) as process:
+        until(lambda: "source.push" in served.agent.calls)
+        assert list(folder.iterdir())
+        process.send_signal(signal.SIGSTOP)  # so that it hears of all at once
+        for number in numbers:
+            process.send_signal(number)
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(10) in (ExitCode.INTERRUPTED, ExitCode.TERMINATED)
+    assert not list(folder.iterdir())
+
+
 @pytest.mark.long
 def test_an_agent_that_does_not_answer_holds_nobody_up(served: Served, tmp: Path) -> None:
     served.agent.script = Script(hold=True, deaf=True)

@@ -35,7 +35,7 @@ async def start(*arguments: str) -> asyncio.subprocess.Process:
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 async def test_a_signal_ends_a_board_and_leaves_nothing(number: signal.Signals, tmp: Path) -> None:
     link = tmp / "pty"
     process = await start("--chip", "esp32", "--json", "--pty", str(link))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from aegis_client.connection import Connection
 from aegis_client.paired import requested_with
 from aegis_client.project import Project
 from aegis_client.reporter import Reporter
+from aegis_client.scratch import scratch_folder
 
 _REQUEST_S: Final = 600.0
 _SLOWEST_BYTES_S: Final = 4096
@@ -62,8 +62,8 @@ async def upload(connection: Connection, project: Project, reporter: Reporter) -
         ) from exc
     missing = [blob for blob, lacks in zip(blobs, wanted, strict=True) if lacks]
     compression: Compression = "deflate" if "deflate" in connection.hello.compressions else "none"
-    with tempfile.TemporaryDirectory(prefix="espctl-") as folder:
-        pack = Path(folder) / "pack"
+    with scratch_folder() as folder:
+        pack = folder / "pack"
         digest = await asyncio.to_thread(write_pack, project, missing, pack, compression)
         size = pack.stat().st_size
         ref = TransferRef(transfer=connection.source.next_number(), size_bytes=size, sha256=digest)

@@ -63,7 +63,7 @@ class BoardSettings:
 
 async def run_board(settings: BoardSettings) -> None:
     """
-    Run one board until SIGINT or SIGTERM (or, if asked, until stdin closes).
+    Run one board until SIGINT, SIGTERM or SIGHUP (or, if asked, until stdin closes).
 
     Raises
     ------
@@ -108,8 +108,9 @@ async def _run_with(settings: BoardSettings, flash: NorFlash) -> None:
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, stop.set)  # a board under nohup stays
     if settings.ends_with_stdin:
         loop.add_reader(0, _end_with_stdin, loop, stop)
     is_ready = asyncio.Event()

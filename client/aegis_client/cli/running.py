@@ -21,6 +21,7 @@ from aegis_protocol.errors import AegisError
 from aegis_client.cli.output import Output
 from aegis_client.exit_codes import ExitCode, exit_code
 from aegis_client.failures import Interrupted
+from aegis_client.scratch import remove_all
 from aegis_client.terminal import give_back
 
 LEAVE_WITHIN_S: Final = 5.0
@@ -102,4 +103,5 @@ def _interrupted(out: Output, code: ExitCode) -> ExitCode:
 
 def _leave(code: ExitCode) -> None:
     give_back()
+    remove_all()
     os._exit(code)
