@@ -17,6 +17,7 @@ from aegis_control.membership import refusal
 from aegis_control.store import agents, audit, keys
 from aegis_control.store.audit import Act
 from aegis_control.store.database import Database
+from aegis_control.store.locks import Lock, locked
 
 log = get_logger("enroll")
 
@@ -53,6 +54,7 @@ class Enrollment:
                 digest = self._keyring.token_digest(request.token)
                 if not await keys.use_token(conn, digest, agent_id, request.name, now_s=now_s):
                     raise refused_token()
+            await locked(conn, Lock.AGENT_NAMES)
             known = await agents.get(conn, agent_id)
             revoked = None if known is None else refusal(known)
             if revoked is not None:

@@ -26,6 +26,7 @@ from aegis_control.store.agents import AgentRecord
 from aegis_control.store.audit import Act
 from aegis_control.store.database import Database
 from aegis_control.store.jobs import LIVE
+from aegis_control.store.locks import Lock, locked
 
 log = get_logger("link")
 
@@ -86,6 +87,7 @@ async def begin(database: Database, record: AgentRecord, hello: Hello) -> Begun:
     """
     async with database.write() as conn:
         if hello.name != record.name:
+            await locked(conn, Lock.AGENT_NAMES)
             if await agents.named(conn, hello.name) is None:
                 await agents.rename(conn, record.id, hello.name)
             else:

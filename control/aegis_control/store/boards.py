@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from aegis_protocol.failures.board import BoardBusy
-from sqlalchemy import ColumnElement, insert, or_, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import ColumnElement, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from aegis_control.store.conflicts import add_unless_there
 from aegis_control.store.tables import board_fences, board_leases, jobs
 
 BoardKey = tuple[str, str]
@@ -163,21 +163,15 @@ async def _taken(
 ) -> int | None:
     """Set `values` on the board if it is `free`, with the next fencing number."""
     known = (board_fences.c.agent_id == agent_id) & (board_fences.c.board_id == board_id)
-    taken = await conn.execute(
+    take = (
         update(board_fences)
         .where(known, free)
         .values(**values, fence=board_fences.c.fence + 1)
         .returning(board_fences.c.fence)
     )
-    fence: int | None = taken.scalar_one_or_none()
-    if fence is not None:
-        return fence
-    if (await conn.execute(select(board_fences.c.fence).where(known))).one_or_none() is not None:
-        return None
-    row = {"agent_id": agent_id, "board_id": board_id, "fence": 1, **values}
-    try:
-        async with conn.begin_nested():
-            await conn.execute(insert(board_fences).values(**row))
-    except IntegrityError:  # somebody else's first holding came in between
-        return None
-    return 1
+    fence: int | None = (await conn.execute(take)).scalar_one_or_none()
+    row = {"agent_id": agent_id, "board_id": board_id, "fence": 0}
+    if fence is None:  # it is not free, or was never held; who holds it first just now commits
+        await add_unless_there(conn, board_fences, row)
+        fence = (await conn.execute(take)).scalar_one_or_none()
+    return fence

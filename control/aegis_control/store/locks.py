@@ -18,6 +18,7 @@ class Lock(IntEnum):
     EVENTS = 0x6165_6769_0001
     AUDIT = 0x6165_6769_0002
     REVOCATIONS = 0x6165_6769_0003
+    AGENT_NAMES = 0x6165_6769_0004
 
 
 async def locked(conn: AsyncConnection, lock: Lock) -> None:

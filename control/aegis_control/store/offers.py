@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from sqlalchemy import bindparam, func, insert, select, update
+from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from aegis_control.store.conflicts import add_unless_there
 from aegis_control.store.tables import offers
 
 MAX_CANDIDATES: Final = 32
 
-_ADD: Final = insert(offers)
-_KNOWN: Final = select(offers.c.jti).where(offers.c.jti == bindparam("jti"))
-_OFFERED: Final = _KNOWN.where(
-    offers.c.job_id == bindparam("job"), offers.c.agent_id == bindparam("agent")
+_OFFERED: Final = select(offers.c.jti).where(
+    offers.c.jti == bindparam("jti"),
+    offers.c.job_id == bindparam("job"),
+    offers.c.agent_id == bindparam("agent"),
 )
 
 
 async def add(conn: AsyncConnection, jti: str, job_id: str, agent_id: str, *, now_s: float) -> None:
     """Note an offer; the same one again changes nothing."""
-    known = await conn.execute(_KNOWN, {"jti": jti})
-    if known.one_or_none() is None:
-        offer = {"jti": jti, "job_id": job_id, "agent_id": agent_id, "at": now_s}
-        await conn.execute(_ADD, offer | {"client_candidates": 0, "agent_candidates": 0})
+    offer = {"jti": jti, "job_id": job_id, "agent_id": agent_id, "at": now_s}
+    await add_unless_there(conn, offers, offer | {"client_candidates": 0, "agent_candidates": 0})
 
 
 async def exists(conn: AsyncConnection, jti: str, job_id: str, agent_id: str) -> bool:
