@@ -410,7 +410,11 @@ async def test_a_control_whose_store_is_gone_is_found(tmp: Path) -> None:
     async with bench(tmp / "s") as b:
         await drop_the_tables(b)
         found = await examined(tmp)
+        shown = await call(tmp, "status")
     finds(found, "control_plane", "its store does not answer")
+    assert check(found, "agents").status == "skipped"
+    assert shown.code == 0 and "none is enrolled" not in shown.out
+    assert shown.out.count("not known without the store") == 2
 
 
 async def drop_the_tables(b: Bench) -> None:

@@ -86,6 +86,24 @@ async def test_a_body_that_is_too_large_is_refused_by_its_length_or_as_it_comes(
         assert (endless.status, b"request.too_large" in endless.raw) == (413, True)
 
 
+async def test_a_body_that_says_it_is_too_large_is_not_waited_for(tmp: Path) -> None:
+    async with bench(tmp / "s") as b, stranger(b) as (reader, writer):
+        writer.write(POST + b"Content-Length: 65537\r\n\r\n{")
+        async with asyncio.timeout(WITHIN_S):  # by which a slow one is told 408
+            assert b" 413 " in await reader.readline()
+
+
+async def test_what_could_not_be_read_of_a_request_is_not_told(tmp: Path) -> None:
+    with capture_logs() as logs:
+        async with bench(tmp / "s") as b:
+            for long in (b"X-API-Key: aegis_sk_hidden", b"GET /hidden"):
+                begins = long if long.startswith(b"GET") else b"GET /jobs HTTP/1.1\r\n" + long
+                refused = await told(b, begins + b"a" * 9000 + b" HTTP/1.1\r\n\r\n")
+                assert (refused.status, b"8190" in refused.raw) == (400, True)
+                assert b"hidden" not in refused.raw
+    assert "request.refused" in str(logs) and "hidden" not in str(logs)
+
+
 async def test_a_bomb_is_not_unpacked(tmp: Path) -> None:
     async with bench(tmp / "s") as b:
         bomb = gzip.compress(b"[" + b" " * 50_000_000 + b"]")

@@ -18,6 +18,8 @@ _NAMED: Final = 5
 def agents(subject: Subject) -> Check:
     if subject.answers is None:
         return skipped("agents", "no control answers")
+    if not subject.answers.status.store_ok:
+        return skipped("agents", "control's store does not answer")
     found = subject.answers.agents
     if not found:
         return warning(

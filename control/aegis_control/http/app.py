@@ -133,6 +133,8 @@ async def _body(request: web.Request, model: type[BaseModel]) -> BaseModel:
     if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
         raise BadRequest("Content-Encoding: send it as it is", field="Content-Encoding")
     try:
+        if (request.content_length or 0) > MAX_BODY_BYTES:
+            raise web.HTTPRequestEntityTooLarge(MAX_BODY_BYTES, request.content_length or 0)
         async with asyncio.timeout(_BODY_S):
             content = await request.read()
     except TimeoutError as exc:

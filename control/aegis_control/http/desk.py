@@ -11,6 +11,7 @@ Where connections come in, and what is true of them before there is a request.
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -87,6 +88,9 @@ async def serving(
         await runner.cleanup()
 
 
+_BYTES: Final = re.compile(r""":? (?:bytearray\()?b['"]""")
+
+
 class Desk(web.RequestHandler):
     """One connection. It has no attributes of its own: a handler of aiohttp's becomes one."""
 
@@ -118,7 +122,8 @@ class Desk(web.RequestHandler):
                 remedy=AegisError.remedy,
             )
         else:
-            detail = (message or "").splitlines()[:1]
+            # what it could not read stands at the end, and may be a key: it has no place in a log
+            detail = [_BYTES.split(line)[0] for line in (message or "").splitlines()[:1]]
             error = BadRequest(
                 "this is no HTTP request that can be read"
                 + "".join(f": {line[:120]}" for line in detail if line.isprintable())
