@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
+import time
+from collections import Counter
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,13 +39,38 @@ WORK_S = 0.5
 LIMIT_S = 300.0
 
 
+RECOVERED_S = 15.0
+"""So long after it died a replica is buried, and its agents and clients are elsewhere."""
+
+
+@dataclass
+class Life:
+    """
+    A job as its client had it.
+
+    job_id  None: control never said it
+    ended   when the client knew how it ended, or gave up
+    error   what was left after all tries
+    """
+
+    began: float
+    job_id: str | None = None
+    ended: float = math.inf
+    error: AegisError | None = None
+
+    def overlaps(self, begin: float, end: float) -> bool:
+        return self.began < end and self.ended > begin
+
+
 @dataclass
 class Seen:
-    """What the clients saw. errors: those that were left after all tries."""
+    """What the clients saw."""
 
-    jobs: set[str] = field(default_factory=set)
-    ends: int = 0
-    errors: list[AegisError] = field(default_factory=list)
+    lives: list[Life] = field(default_factory=list)
+
+    @property
+    def ends(self) -> int:
+        return sum(life.ended < math.inf for life in self.lives)
 
 
 async def an_account(session: aiohttp.ClientSession, stand: ReplicaStand) -> Account:
@@ -56,11 +84,11 @@ async def an_account(session: aiohttp.ClientSession, stand: ReplicaStand) -> Acc
         return Account(stand.url, (await answer.json())["key"], "the test", "the test")
 
 
-async def a_job(control: ControlClient, seen: Seen) -> None:
+async def a_job(control: ControlClient, life: Life) -> None:
     """Ask for a job, wait for an agent, connect, see it run to its end: as espctl does."""
     request = GrantRequest(peer_fingerprint=FINGERPRINT, required_channels=("espctl",))
     reply = await control.request_grant(request, idempotency_key=new_id())
-    seen.jobs.add(reply.job_id)
+    life.job_id = reply.job_id
     again = request.model_copy(update={"job_id": reply.job_id})
     async with Signals.listening(control, reply.job_id) as signals:
         for left in range(TRIES - 1, -1, -1):
@@ -68,20 +96,14 @@ async def a_job(control: ControlClient, seen: Seen) -> None:
                 await _connected(control, signals, again, reply)
                 break
             except AegisError as exc:
-                over = signals.over()
-                if over is not None and (await control.job(again.job_id or "")).state in ENDS:
-                    seen.ends += 1
-                    return
+                if signals.over() is not None:
+                    break
                 if not exc.retryable or left == 0:
                     raise
             await asyncio.sleep(2.0)
             reply = await control.request_grant(again)
         while not ended((await control.job(reply.job_id)).state):
             await asyncio.sleep(0.5)
-    seen.ends += 1
-
-
-ENDS = frozenset(state for state in JobState if ended(state))
 
 
 async def _connected(
@@ -163,15 +185,19 @@ async def test_a_replica_that_is_killed_costs_no_job_and_no_client_an_untyped_er
         async def client(account: Account) -> None:
             async with ControlClient.connected(ClientConfig(), account) as control:
                 for _ in left:
+                    life = Life(time.monotonic())
+                    seen.lives.append(life)
                     try:
-                        await a_job(control, seen)
+                        await a_job(control, life)
                     except AegisError as exc:
-                        seen.errors.append(exc)
+                        life.error = exc
+                    life.ended = time.monotonic()
 
         async with asyncio.timeout(LIMIT_S), asyncio.TaskGroup() as clients:
             for account in accounts:
                 clients.create_task(client(account))
             await until(lambda: seen.ends >= JOBS // 4, within_s=LIMIT_S)
+            killed_at = time.monotonic()
             await stand.replicas[1].kill()
 
         operator = Account(stand.url, stand.operator_key(), "the test", "the test")
@@ -183,14 +209,22 @@ async def test_a_replica_that_is_killed_costs_no_job_and_no_client_an_untyped_er
         await until(lambda: not any(run.ended is None for a in agents for run in a.runs))
         assert stand.replicas[1].process is not None
         assert stand.replicas[1].process.returncode == -9
-        survivors = "".join(replica.said() for replica in stand.replicas)
-    assert len(states) >= JOBS and all(ended(state) for state in states.values())
-    assert seen.jobs <= states.keys()
+        said = "".join(replica.said() for replica in stand.replicas)
+    assert len(seen.lives) == JOBS
+    assert all(ended(state) for state in states.values())
+    assert {life.job_id for life in seen.lives} - {None} <= states.keys()
     assert overlaps(agents) == []
     assert max(most_at_once(agent) for agent in agents) <= SLOTS
     attempts = [(run.job_id, run.attempt) for agent in agents for run in agent.runs]
     assert len(attempts) == len(set(attempts))
-    codes = [error.code for error in seen.errors]
-    assert all(code != AegisError.code for code in codes), codes
-    assert len(codes) <= JOBS // 20, (codes, survivors)
-    assert sum(state is JobState.SUCCEEDED for state in states.values()) >= JOBS * 9 // 10
+    errors = [life.error for life in seen.lives if life.error is not None]
+    assert all(error.code != AegisError.code for error in errors), errors
+    placed = Counter(job_id for job_id, _ in attempts)
+    for life in seen.lives:
+        if life.overlaps(killed_at, killed_at + RECOVERED_S):
+            continue
+        assert life.error is None, (life, said)
+        assert life.job_id is not None and states[life.job_id] is JobState.SUCCEEDED, (life, said)
+        assert placed[life.job_id] == 1, (life, said)
+    untouched = sum(not life.overlaps(killed_at, killed_at + RECOVERED_S) for life in seen.lives)
+    assert untouched >= JOBS // 4
