@@ -95,6 +95,12 @@ class ControlConfig(BaseSettings):
     """Requests with one key."""
     rate_failures: str = Field(default="30/minute", validation_alias="AEGIS_RATE_FAILURES")
     """Wrong keys, tokens and grants from one address; and, apart, links that were not proven."""
+    max_connections: int = Field(default=20_000, ge=64, validation_alias="AEGIS_MAX_CONNECTIONS")
+    """Fewer where the limit of open files leaves room for fewer."""
+    max_connections_each: int = Field(
+        default=512, ge=16, validation_alias="AEGIS_MAX_CONNECTIONS_PER_ADDRESS"
+    )
+    """Of one address, but for agents' links and event streams."""
     log: str = Field(default="info", validation_alias="AEGIS_LOG")
     policy_file: Path | None = Field(default=None, validation_alias="AEGIS_POLICY_FILE")
     """By default policy.toml beside control.env, if it is there."""

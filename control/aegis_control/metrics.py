@@ -44,6 +44,15 @@ class Metrics:
             ["cause"],
             registry=self.registry,
         )
+        self.connections = Gauge(
+            "aegis_connections", "Open connections, local ones too.", registry=self.registry
+        )
+        self.connections_bounded = Counter(
+            "aegis_connections_bounded_total",
+            "New connections for which there was no room, by what was done.",
+            ["done"],
+            registry=self.registry,
+        )
         self.slow_operations = Counter(
             "aegis_slow_operations_total",
             "Requests and transactions that took longer than AEGIS_SLOW_MS.",

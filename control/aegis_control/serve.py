@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import resource
 import signal
 import socket
 import ssl
@@ -31,6 +32,7 @@ from aegis_control.config_sources import default_policy_file
 from aegis_control.control import Control, running
 from aegis_control.http import desk
 from aegis_control.http.app import make_app
+from aegis_control.http.connections import Connections
 from aegis_control.http.routes import LOCAL_ROUTES, ROUTES
 from aegis_control.identity import LOCAL, Identity
 from aegis_control.issuer import Issuer
@@ -50,6 +52,9 @@ _COLLECT_AFTER: Final = (20_000, 20, 20)
 """New objects before the youngest generation is looked at; and how often the older ones are."""
 
 _PEPPER_BYTES: Final = 32
+_LOCAL_CONNECTIONS: Final = 128
+_SPARE_FILES: Final = 128
+"""For the store, the log, and what else is open beside connections."""
 
 
 class ListenFailed(AegisError):
@@ -97,10 +102,15 @@ async def serving(config: ControlConfig) -> AsyncIterator[Served]:
         )
         operator_key = await _first_key(control, state)
         local = stack.enter_context(listening(state.socket))
+        public = _connections(control, config.max_connections)
+        private = _connections(control, _LOCAL_CONNECTIONS)
         times = {"headers_s": config.connect_timeout_s, "stall_s": config.stall_timeout_s}
         admin = make_app(control, LOCAL_ROUTES, door=_local_operator)
-        await stack.enter_async_context(desk.serving(make_app(control, ROUTES), sock, tls, **times))
-        await stack.enter_async_context(desk.serving(admin, local, None, **times))
+        app = make_app(control, ROUTES)
+        await stack.enter_async_context(desk.serving(app, sock, tls, connections=public, **times))
+        await stack.enter_async_context(
+            desk.serving(admin, local, None, connections=private, **times)
+        )
         stack.callback(control.stop)
         yield Served(control, base_url, sock.getsockname()[1], state.socket, operator_key)
 
@@ -134,6 +144,19 @@ async def serve_until_signal(config: ControlConfig, *, announce: Callable[[Serve
     finally:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.remove_signal_handler(number)
+
+
+def _connections(control: Control, most: int) -> Connections:
+    """The bounds of one socket: never more than there may be open files."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_FILES
+    if files < most:
+        log.info("connections.lowered", most=files, remedy="Raise the limit of open files.")
+    return Connections(
+        most=max(1, min(most, files)),
+        most_each=control.config.max_connections_each,
+        proxies=control.config.trusted_proxies,
+        metrics=control.metrics,
+    )
 
 
 def _local_operator(request: web.Request) -> Identity:

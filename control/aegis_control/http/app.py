@@ -35,6 +35,7 @@ from aegis_control.acting import acting
 from aegis_control.control import Control
 from aegis_control.http.auth import presented_key, remote_address
 from aegis_control.http.cors import Origins
+from aegis_control.http.desk import used
 from aegis_control.http.route import Call, Reply, Route
 from aegis_control.http.statuses import RETRY_AFTER_S, status_of
 from aegis_control.http.tickets import ticket_holder
@@ -169,6 +170,7 @@ def _around(control: Control, origins: Origins) -> Callable[..., Awaitable[web.S
     @web.middleware
     async def around(request: web.Request, handler: Serve) -> web.StreamResponse:
         """Give the request an id, check its origin, turn every error into an answer, count it."""
+        used(request)
         request_id = new_id()
         request[_REQUEST_ID] = request_id
         request[_ADDRESS] = remote_address(request, control.config.trusted_proxies)

@@ -51,12 +51,21 @@ def remote_address(request: web.Request, proxies: Sequence[Network]) -> str:
     address = request.remote or ""
     forwarded = ",".join(request.headers.getall("X-Forwarded-For", []))
     hops = [hop.strip() for hop in forwarded.split(",") if hop.strip()]
-    while hops and _within(address, proxies):
+    while hops and is_within(address, proxies):
         before = _without_port(hops.pop())
         if before is None:
             break
         address = before
     return address
+
+
+def is_within(address: str, networks: Sequence[Network]) -> bool:
+    """Tell whether `address`, which may be none, lies in one of `networks`."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return any(parsed in network for network in networks)
 
 
 def _without_port(hop: str) -> str | None:
@@ -72,11 +81,3 @@ def _without_port(hop: str) -> str | None:
 def _bearer(header: str) -> str:
     scheme, _, token = header.strip().partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
-
-
-def _within(address: str, networks: Sequence[Network]) -> bool:
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return False
-    return any(parsed in network for network in networks)

@@ -3,7 +3,8 @@ Where connections come in, and what is true of them before there is a request.
 
     a request's headers      within a time, or 408 `request.too_slow`
     what is no HTTP          400 `request.invalid`, as JSON like every other error
-    an idle connection       closed after 75 s, longer than reverse proxies keep theirs
+    an idle connection       closed after 75 s, longer than reverse proxies keep theirs; or when
+                             there is no room for a new one, see `connections`
     a reader that stops      cut by the kernel when nothing was taken for a time (tcp(7),
                              TCP_USER_TIMEOUT), whatever it was being sent
 """
@@ -17,12 +18,14 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Final
+from typing import ClassVar, Final
 
 from aegis_protocol.errors import AegisError, ErrorBody, ErrorReply
 from aegis_protocol.failures.http import BadRequest, RequestTooSlow
 from aiohttp import hdrs, web
 
+from aegis_control.http.connections import Connections
+from aegis_control.http.statuses import RETRY_AFTER_S, status_of
 from aegis_control.log import get_logger
 
 log = get_logger("http")
@@ -41,14 +44,16 @@ async def serving(
     sock: socket.socket,
     tls: ssl.SSLContext | None,
     *,
+    connections: Connections,
     headers_s: float,
     stall_s: float,
 ) -> AsyncIterator[None]:
     """
     Serve `app` on a bound socket until the block ends.
 
-    headers_s  how long the first request's headers may take
-    stall_s    a peer that takes nothing of what it is sent for so long is cut
+    connections  of this socket
+    headers_s    how long the first request's headers may take
+    stall_s      a peer that takes nothing of what it is sent for so long is cut
     """
     if sock.family in (socket.AF_INET, socket.AF_INET6):  # connections inherit it
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, int(stall_s * 1000)))
@@ -61,6 +66,8 @@ async def serving(
         auto_decompress=False,  # nothing that we are sent is worth a bomb
     )
     await runner.setup()
+    # aiohttp makes its handlers itself, and lets nobody say of which class
+    own_desk = type("Desk", (Desk,), {"__slots__": (), "connections": connections})
     try:
         loop = asyncio.get_running_loop()
 
@@ -68,8 +75,7 @@ async def serving(
             if runner.server is None:
                 raise ConnectionAbortedError("control is stopping")
             handler = runner.server()
-            # aiohttp makes its handlers itself, and lets nobody say of which class
-            handler.__class__ = Desk
+            handler.__class__ = own_desk
             loop.call_later(headers_s, handler.look)  # type: ignore[attr-defined]
             return handler
 
@@ -95,6 +101,28 @@ class Desk(web.RequestHandler):
     """One connection. It has no attributes of its own: a handler of aiohttp's becomes one."""
 
     __slots__ = ()
+
+    connections: ClassVar[Connections]
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        error = self.connections.opened(self, _address(transport))
+        if error is not None and self.transport is not None:
+            self.transport.write(_raw(error, status_of(error.code)))
+            self.force_close()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.connections.closed(self)
+        super().connection_lost(exc)
+
+    def is_idle(self) -> bool:
+        """Whether it waits for a request."""
+        waiter = self._waiter
+        return waiter is not None and not waiter.done() and not self._messages
+
+    def give_way(self) -> None:
+        """Close the connection, which is idle."""
+        self.force_close()
 
     def look(self) -> None:
         """Close the connection if no request has come."""
@@ -144,14 +172,30 @@ class Desk(web.RequestHandler):
         return response
 
 
+def used(request: web.BaseRequest) -> None:
+    """A request has come: its connection is the last to give way to others."""
+    if isinstance(request.protocol, Desk):
+        request.protocol.connections.used(request.protocol)
+
+
+def keep(request: web.BaseRequest) -> None:
+    """The caller has proven who it is and stays for long: its connection gives way to none."""
+    if isinstance(request.protocol, Desk):
+        request.protocol.connections.proven(request.protocol)
+
+
 def _raw(error: AegisError, status: HTTPStatus) -> bytes:
     """An answer for who has not asked yet."""
     body = ErrorReply(error=error.body()).model_dump_json().encode()
+    retry = ""
+    if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+        retry = f"Retry-After: {error.facts.get('retry_after_s', RETRY_AFTER_S)}\r\n"
     head = (
         f"HTTP/1.1 {status.value} {status.phrase}\r\n"
         "Content-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n"
         "Cache-Control: no-store\r\n"
+        f"{retry}"
         "Connection: close\r\n\r\n"
     )
     return head.encode() + body

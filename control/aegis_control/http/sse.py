@@ -14,6 +14,7 @@ from aegis_protocol.failures.http import BadRequest
 from aiohttp import hdrs, web
 from pydantic import BaseModel
 
+from aegis_control.http.desk import keep
 from aegis_control.log import get_logger
 
 log = get_logger("events")
@@ -42,6 +43,7 @@ class Sse:
         return self._request.transport is None or self._request.transport.is_closing()
 
     async def open(self) -> None:
+        keep(self._request)
         try:
             await self.response.prepare(self._request)
         except ConnectionError as exc:

@@ -37,6 +37,7 @@ from aegis_control.bus import tell
 from aegis_control.config import Network
 from aegis_control.fleet_news import tell_agents, tell_boards
 from aegis_control.http.auth import remote_address
+from aegis_control.http.desk import keep
 from aegis_control.issuer import Issuer
 from aegis_control.jobs import Jobs
 from aegis_control.link.clones import watch
@@ -223,6 +224,7 @@ class LinkEndpoint:
         except ConnectionError:
             return None
         link.begin(ping_within_s=self._pulse.ping_s)
+        keep(request)
         self._rates.link_proven(remote_address(request, self._proxies))
         self._links.add(link)
         try:
