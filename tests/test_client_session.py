@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aegis_client import connector
+from aegis_client import connector, placement
+from aegis_client import control as control_api
 from aegis_client.client import Client
 from aegis_client.config import ClientConfig, TrustMode
 from aegis_client.needs import ATTACH, START_BUILD
@@ -17,6 +18,7 @@ from aegis_client.reporter import Silent
 from aegis_client.session import Session
 from aegis_client.wish import Wish
 from aegis_links.certificate import Certificate
+from aegis_protocol.errors import ErrorReply
 from aegis_protocol.failures.agent import (
     AgentGone,
     AgentKeyChanged,
@@ -31,6 +33,7 @@ from aegis_protocol.failures.http import (
     JobCanceled,
     JobTimedOut,
     TargetNotAllowed,
+    Unavailable,
 )
 from aegis_protocol.http_api import GrantReply, Reason
 from aegis_protocol.signing import b64
@@ -205,6 +208,30 @@ async def test_a_job_waits_with_its_reasons_and_goes_on_when_assigned(
     await assigning
     assert notes.reasons == [(NO_AGENT,)]
     assert len(control.jobs) == 1
+
+
+async def test_a_job_that_waits_outlives_a_control_that_is_away(
+    control: FakeControl, tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement, "POLL_S", 0.05)
+    monkeypatch.setattr(control_api, "_BACKOFF_S", (0.01, 0.01))
+    control.pending = (NO_AGENT,)
+    notes = Notes()
+    away = Unavailable("the store does not answer").body()
+    body = ErrorReply(error=away).model_dump_json().encode()
+
+    async def be_away() -> None:
+        await until(lambda: control.last_event_ids)
+        control.failures = [(503, body, {})] * (2 * control_api.TRIES)
+        await until(lambda: not control.failures)
+        await control.assign(next(iter(control.jobs)))
+
+    being_away = asyncio.create_task(be_away())
+    async with reached(control, tmp, notes=notes) as session:
+        assert [session.job_id] == list(control.jobs)
+    await being_away
+    told = [note for note in notes.notes if "the job waits, asking again" in note]
+    assert len(told) >= 2 and "control.unavailable" in told[0]
 
 
 async def test_waiting_ends_at_its_deadline_with_the_reasons(

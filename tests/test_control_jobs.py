@@ -116,6 +116,30 @@ def test_what_is_due_follows_the_clock(
     assert (found.error.code if found.error else None) == code
 
 
+@pytest.mark.parametrize(
+    "job",
+    [
+        JOB,
+        LACKED,
+        *(replace(LIVE, state=s) for s in (JobState.ASSIGNED, JobState.RUNNING, JobState.LOST)),
+    ],
+)
+def test_no_grace_runs_while_the_store_is_away(job: JobRecord) -> None:
+    def look(store_up_s: float) -> Due | None:
+        return due(
+            job,
+            GRACES,
+            now_s=2000,
+            absent_s=1000,
+            waits=False,
+            agent_down_s=1000,
+            store_up_s=store_up_s,
+        )
+
+    assert look(10) is None
+    assert look(1000) is not None
+
+
 async def test_a_waiting_job_whose_client_left_is_dropped_and_one_that_listens_is_kept(
     tmp: Path,
 ) -> None:

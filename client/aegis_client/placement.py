@@ -8,7 +8,12 @@ from dataclasses import replace
 from typing import Final
 
 from aegis_protocol.errors import AegisError
-from aegis_protocol.failures.http import JobTimedOut, RoleInsufficient
+from aegis_protocol.failures.http import (
+    ControlUnreachable,
+    JobTimedOut,
+    RoleInsufficient,
+    Unavailable,
+)
 from aegis_protocol.http_api import GrantReply, GrantRequest, PendingReply, Reason
 from aegis_protocol.ids import new_id
 
@@ -54,8 +59,9 @@ async def granted(
     """
     Return a grant for the job of `reply`, whose `wanted` names it by now.
 
-    Raises JobTimedOut with the reasons when no agent was free for `wait_s` seconds, and what
-    ended the job if something did.
+    A control that is away meanwhile is asked again: a job that waits is not lost with it. Raises
+    JobTimedOut with the reasons when no agent was free for `wait_s` seconds, and what ended the job
+    if something did.
     """
     deadline = time.monotonic() + wait_s
     while isinstance(reply, PendingReply):
@@ -69,7 +75,12 @@ async def granted(
         except TimeoutError:
             pass
         signals.assigned = False
-        reply = await control.request_grant(wanted)
+        try:
+            reply = await control.request_grant(wanted)
+        except (ControlUnreachable, Unavailable) as exc:
+            if time.monotonic() >= deadline:
+                raise
+            reporter.note(f"{exc.message} ({exc.code}); the job waits, asking again")
     return reply
 
 

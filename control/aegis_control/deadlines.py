@@ -8,12 +8,14 @@ What time alone does to jobs: one loop that looks every second.
     lost      for too long                             failed
     lost      and its agent came back without it       pending again if its client waits, or failed
 
-The agent ends a job by its time itself; here it is only caught when it did not.
+After the store was away every grace begins afresh: meanwhile nobody could be heard. The agent ends
+a job by its time itself; here it is only caught when it did not.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -94,13 +96,18 @@ def due(
     absent_s: float,
     waits: bool,
     agent_down_s: float,
+    store_up_s: float = math.inf,
 ) -> Due | None:
     """
     Return what is due for a job that is pending or live, if anything is.
 
     absent_s, waits  for how long its client was not there, and whether it counts as waiting
+    store_up_s       for how long the store has answered: before, neither clients nor agents could
+                     be heard, and no grace has run
     """
-    since_s = now_s - job.updated_at
+    since_s = min(now_s - job.updated_at, store_up_s)
+    absent_s, agent_down_s = min(absent_s, store_up_s), min(agent_down_s, store_up_s)
+    unmet_s = min(now_s - (job.assigned_at or now_s), store_up_s)
     match job.state:
         case JobState.PENDING if absent_s > graces.absent_after_s:
             why = "; ".join(reason.detail for reason in job.reasons) or "no agent was free"
@@ -109,7 +116,7 @@ def due(
         case JobState.PENDING if since_s > graces.max_wait_s:
             why = "; ".join(map(str, job.reasons)) or "no agent was free"
             return Due(job.id, JobState.EXPIRED, JobTimedOut(f"it has waited too long: {why}"))
-        case JobState.ASSIGNED if now_s - (job.assigned_at or now_s) > graces.connect_grace_s:
+        case JobState.ASSIGNED if unmet_s > graces.connect_grace_s:
             if job.returns:
                 never = JobTimedOut("nobody connected to it, twice")
                 return Due(job.id, JobState.EXPIRED, never)
@@ -152,6 +159,7 @@ class Deadlines:
         self._graces = graces
         self._note_every_s = min(_NOTE_EVERY_S, graces.absent_after_s / 4)
         self._noted_at = 0.0
+        self._store_failed_at = -math.inf
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Look every second until `stopping` is set. No transaction is cut off."""
@@ -169,6 +177,7 @@ class Deadlines:
                     forgot_at = now
                     await self._forget()
             except DBAPIError as exc:
+                self._store_failed_at = time.monotonic()
                 log.error("deadlines.failed", detail=str(exc.orig))  # noqa: TRY400
             here = tuple(self._links.own().values())  # they end while we stop
             await set_within(stopping, _LOOK_S)
@@ -197,6 +206,7 @@ class Deadlines:
                 absent_s=self._presence.absent_s(job.id, noted_s=noted_s),
                 waits=self._presence.waits(job.id, noted_s=noted_s),
                 agent_down_s=0.0 if job.agent_id is None else self._links.down_s(job.agent_id),
+                store_up_s=time.monotonic() - self._store_failed_at,
             )
             if found is not None:
                 await self._do(job, found)
