@@ -39,7 +39,8 @@ from aegis_protocol.control_link import (
 from aegis_protocol.errors import AegisError, ErrorReply
 from aegis_protocol.failures.http import EnrollRefused
 from aegis_protocol.grant import Execution, GrantClaims, WebRtcLimits, sign
-from aegis_protocol.http_api import EnrollReply, EnrollRequest, IssuerKey
+from aegis_protocol.http_api.enrollment import EnrollReply, EnrollRequest
+from aegis_protocol.http_api.issuer import IssuerKey
 from aegis_protocol.ids import new_id, public_id
 from aegis_protocol.signing import (
     b64,

@@ -43,7 +43,7 @@ from aegis_protocol.errors import AegisError, from_body
 from aegis_protocol.fingerprint import check_sdp
 from aegis_protocol.frames import StreamOutput
 from aegis_protocol.grant import GrantClaims
-from aegis_protocol.http_api import Toolchain
+from aegis_protocol.http_api.toolchains import Toolchain
 from aegis_protocol.rpc import (
     BuildStartResult,
     SessionClosing,

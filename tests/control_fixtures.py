@@ -39,7 +39,9 @@ from aegis_protocol.control_link import (
 )
 from aegis_protocol.errors import ErrorBody
 from aegis_protocol.events import SIGNAL_EVENT, SignalEvent
-from aegis_protocol.http_api import EnrollReply, EnrollRequest, GrantReply, Toolchain
+from aegis_protocol.http_api.enrollment import EnrollReply, EnrollRequest
+from aegis_protocol.http_api.grants import GrantReply
+from aegis_protocol.http_api.toolchains import Toolchain
 from aegis_protocol.ids import new_id, public_id
 from aegis_protocol.signing import b64, enroll_statement, link_statement, public_bytes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

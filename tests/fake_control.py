@@ -20,21 +20,13 @@ from aegis_protocol.actions import Action, Role
 from aegis_protocol.board import Board
 from aegis_protocol.errors import AegisError, ErrorReply
 from aegis_protocol.failures.http import JobNotFound, KeyWrong, RoleInsufficient
-from aegis_protocol.http_api import (
-    Agent,
-    AgentList,
-    BoardList,
-    BoardRow,
-    GrantReply,
-    GrantRequest,
-    Health,
-    Job,
-    JobList,
-    OfferReply,
-    PendingReply,
-    Reason,
-    WhoAmI,
-)
+from aegis_protocol.http_api.agents import Agent, AgentList
+from aegis_protocol.http_api.boards import BoardList, BoardRow
+from aegis_protocol.http_api.grants import GrantReply, GrantRequest, PendingReply
+from aegis_protocol.http_api.health import Health
+from aegis_protocol.http_api.jobs import Job, JobList, Reason
+from aegis_protocol.http_api.keys import WhoAmI
+from aegis_protocol.http_api.signaling import OfferReply
 from aegis_protocol.ids import new_id
 from aegis_protocol.model import Wire
 from aegis_protocol.states import AgentState, JobState

@@ -12,7 +12,7 @@ from aegis_links.ice_guide import IceGuide
 from aegis_links.peer_link import PeerLink
 from aegis_protocol.channels import ChannelName
 from aegis_protocol.failures.link import ChannelNotGranted
-from aegis_protocol.http_api import IceServer
+from aegis_protocol.http_api.grants import IceServer
 from bench.udp_path import UdpPath
 
 ALL = frozenset(ChannelName)

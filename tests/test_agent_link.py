@@ -37,7 +37,8 @@ from aegis_protocol.failures.http import (
     LinkSuperseded,
     Unavailable,
 )
-from aegis_protocol.http_api import EnrollReply, IssuerKey
+from aegis_protocol.http_api.enrollment import EnrollReply
+from aegis_protocol.http_api.issuer import IssuerKey
 from aegis_protocol.ids import new_id
 from aegis_protocol.states import JobState
 from agent_control import TOKEN, ControlPlane, issuer_key, json_response

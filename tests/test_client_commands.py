@@ -17,7 +17,7 @@ from aegis_protocol.errors import ErrorReply
 from aegis_protocol.failures.board import BoardGone
 from aegis_protocol.failures.build import BuildFailed, BuildTooLarge
 from aegis_protocol.failures.http import ChannelNotAllowed, RateLimited
-from aegis_protocol.http_api import Reason
+from aegis_protocol.http_api.jobs import Reason
 from aegis_protocol.manifest import Diagnostic
 from client_stand import Espctl, Served, project
 from fake_agent import APP, ELF_SHA256, FakeAgent, Script

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from aegis_client import candidates, connection_report, connector
 from aegis_client.exit_codes import ExitCode
-from aegis_protocol.http_api import GrantReply, IceServer, Reason
+from aegis_protocol.http_api.grants import GrantReply, IceServer
+from aegis_protocol.http_api.jobs import Reason
 from aegis_protocol.rpc import METHODS
 from client_stand import Ended, Espctl, Served
 from fixtures_platformio import platformio_home

@@ -23,7 +23,7 @@ from aegis_client.sse import MAX_EVENT_BYTES, ServerEvent, SseParser
 from aegis_client.store import Store
 from aegis_protocol.errors import known_codes
 from aegis_protocol.failures.http import ControlAnswerInvalid, JobNotFound, JobOver
-from aegis_protocol.http_api import GrantRequest
+from aegis_protocol.http_api.grants import GrantRequest
 from aegis_protocol.ids import new_id
 from aegis_protocol.states import JobState
 from fake_control import KEY, FakeControl

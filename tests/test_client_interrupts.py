@@ -133,7 +133,7 @@ def test_an_agent_that_does_not_answer_holds_nobody_up(served: Served, tmp: Path
 
 
 def test_ctrl_c_while_a_job_waits_drops_the_job(served: Served, tmp: Path) -> None:
-    from aegis_protocol.http_api import Reason
+    from aegis_protocol.http_api.jobs import Reason
 
     served.control.pending = (Reason(code="agent.busy", detail="all slots are taken"),)
     with building(served.control.url, tmp) as process:

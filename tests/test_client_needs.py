@@ -14,7 +14,7 @@ from aegis_control.policy.decision import Settings, decide
 from aegis_control.policy.rules import NO_POLICY
 from aegis_protocol.actions import Action, Role
 from aegis_protocol.channels import ChannelName
-from aegis_protocol.http_api import GrantRequest
+from aegis_protocol.http_api.grants import GrantRequest
 from client_stand import Espctl, Served, project
 from fake_control import BOARD
 

@@ -35,7 +35,8 @@ from aegis_protocol.failures.http import (
     TargetNotAllowed,
     Unavailable,
 )
-from aegis_protocol.http_api import GrantReply, Reason
+from aegis_protocol.http_api.grants import GrantReply
+from aegis_protocol.http_api.jobs import Reason
 from aegis_protocol.signing import b64
 from aegis_protocol.states import JobState
 from fake_agent import FakeAgent

@@ -21,7 +21,9 @@ from aegis_control.doctor.subject import Answers, Machine, Subject
 from aegis_control.store import audit
 from aegis_control.store.database import Database
 from aegis_protocol.actions import Role
-from aegis_protocol.http_api import Agent, ControlStatus, Job, Reason, Replica
+from aegis_protocol.http_api.agents import Agent
+from aegis_protocol.http_api.jobs import Job, Reason
+from aegis_protocol.http_api.status import ControlStatus, Replica
 from aegis_protocol.states import AgentState, JobState
 from certificates import a_certificate, an_authority
 from control_fixtures import Bench, bench, board

@@ -13,7 +13,7 @@ import jwt
 import pytest
 from aegis_protocol.actions import Role
 from aegis_protocol.control_link import JobOffer
-from aegis_protocol.http_api import TokenVerdict
+from aegis_protocol.http_api.keys import TokenVerdict
 from control_fixtures import AGENTS, MCP, Bench, bench
 from control_runs import call, run
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

@@ -17,7 +17,7 @@ from aegis_client.accounts import Account
 from aegis_client.config import ClientConfig
 from aegis_client.control import ControlClient
 from aegis_protocol.errors import AegisError
-from aegis_protocol.http_api import GrantReply, GrantRequest
+from aegis_protocol.http_api.grants import GrantReply, GrantRequest
 from aegis_protocol.states import JobState
 from control_fixtures import FINGERPRINT, sdp
 from databases import a_server

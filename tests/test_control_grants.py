@@ -11,7 +11,7 @@ import pytest
 from aegis_protocol import grant as grants
 from aegis_protocol.actions import Role
 from aegis_protocol.failures.grant import GrantForeignAgent
-from aegis_protocol.http_api import PendingReply
+from aegis_protocol.http_api.grants import PendingReply
 from aegis_protocol.ids import public_id
 from aegis_protocol.signing import unb64
 from control_fixtures import FINGERPRINT, MCP, bench, board

@@ -12,7 +12,7 @@ from aegis_control.issuer import Issuer, write_key
 from aegis_protocol import grant as grants
 from aegis_protocol.actions import Role
 from aegis_protocol.control_link import IssuerKeys, JobOffer
-from aegis_protocol.http_api import IssuerKey
+from aegis_protocol.http_api.issuer import IssuerKey
 from aegis_protocol.signing import issuer_statement, unb64, verified
 from control_fixtures import Bench, bench, key_of
 from cryptography.hazmat.primitives.asymmetric.ed25519 import (

@@ -15,7 +15,7 @@ from aegis_control.store import jobs
 from aegis_control.store.jobs import JobRecord
 from aegis_protocol.control_link import HeldJob, JobCancel, JobOffer
 from aegis_protocol.events import Assigned, State
-from aegis_protocol.http_api import GrantRequest
+from aegis_protocol.http_api.grants import GrantRequest
 from aegis_protocol.states import JobState
 from control_fixtures import FINGERPRINT, Bench, Events, FakeAgent, bench, board, control
 from waiting import until

@@ -12,7 +12,7 @@ from aegis_control.link.lacking import MOST_ATTEMPTS
 from aegis_control.store import agent_links
 from aegis_protocol.control_link import HeldJob, JobOffer
 from aegis_protocol.events import Assigned, State
-from aegis_protocol.http_api import GrantReply
+from aegis_protocol.http_api.grants import GrantReply
 from aegis_protocol.states import JobState
 from control_fixtures import WITHIN_S, Bench, Client, FakeAgent, bench, board
 from databases import database_kind, database_url, postgres, postgres_url

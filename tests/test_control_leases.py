@@ -16,7 +16,8 @@ from aegis_protocol.actions import Role
 from aegis_protocol.board import Board, BoardWish
 from aegis_protocol.control_link import BoardsChanged, JobMoved, JobOffer, LeaseRevoke, Status
 from aegis_protocol.failures.board import BoardBusy
-from aegis_protocol.http_api import GrantRequest, LeaseWish
+from aegis_protocol.http_api.grants import GrantRequest
+from aegis_protocol.http_api.leases import LeaseWish
 from aegis_protocol.states import BoardState, JobState, LeaseState
 from control_fixtures import FINGERPRINT, Answered, Bench, Client, FakeAgent, bench, board
 from databases import database_kind, database_url, postgres

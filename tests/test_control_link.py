@@ -22,7 +22,7 @@ from aegis_protocol.control_link import (
     Status,
 )
 from aegis_protocol.errors import ErrorBody
-from aegis_protocol.http_api import GrantRequest
+from aegis_protocol.http_api.grants import GrantRequest
 from aegis_protocol.signing import b64, link_statement, public_bytes
 from aegis_protocol.states import JobState
 from control_fixtures import FINGERPRINT, Bench, bench, board, link_of

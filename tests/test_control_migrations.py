@@ -11,7 +11,7 @@ from aegis_control.store.database import Database, bring_up_to_date, look_at_sch
 from aegis_control.store.engine import WRITES, make_engine
 from aegis_control.store.failures import SchemaNewer
 from aegis_protocol.actions import Role
-from aegis_protocol.http_api import GrantRequest
+from aegis_protocol.http_api.grants import GrantRequest
 from aegis_protocol.states import JobState
 from control_fixtures import FINGERPRINT
 from databases import database_kind, database_url, postgres

@@ -14,7 +14,7 @@ from aegis_control.store.agents import AgentRecord
 from aegis_control.store.database import Database
 from aegis_control.store.jobs import JobRecord
 from aegis_control.store.mirror import Mirror
-from aegis_protocol.http_api import GrantRequest
+from aegis_protocol.http_api.grants import GrantRequest
 from aegis_protocol.states import JobState
 from control_fixtures import FINGERPRINT
 from databases import database_kind, database_url, postgres

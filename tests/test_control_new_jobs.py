@@ -12,7 +12,7 @@ from aegis_control.jobs import Change
 from aegis_control.new_job import Granted, NewJob
 from aegis_control.store.jobs import JobRecord
 from aegis_protocol.actions import Role
-from aegis_protocol.http_api import GrantRequest
+from aegis_protocol.http_api.grants import GrantRequest
 from control_fixtures import FINGERPRINT, Answered, Bench, bench, board
 from databases import database_kind, database_url, postgres
 from waiting import until

@@ -16,7 +16,7 @@ from aegis_control.store.agents import AgentRecord
 from aegis_protocol.actions import ROLE_ACTIONS, Action, Role
 from aegis_protocol.channels import ChannelName
 from aegis_protocol.failures.http import PolicyInvalid
-from aegis_protocol.http_api import GrantWish
+from aegis_protocol.http_api.grants import GrantWish
 from house import ROOT
 
 SETTINGS = Settings(tuple(ChannelName), max_bandwidth_kbps=0, max_message_rate=0, max_job_secs=3600)

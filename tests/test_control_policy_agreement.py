@@ -16,7 +16,7 @@ import pytest
 from aegis_control.store import keys, tables
 from aegis_protocol.actions import ROLE_ACTIONS, Action, Role
 from aegis_protocol.channels import ChannelName
-from aegis_protocol.http_api import PolicyDecision
+from aegis_protocol.http_api.policy import PolicyDecision
 from control_fixtures import Bench, Client, bench, board, key_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

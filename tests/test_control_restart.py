@@ -15,7 +15,8 @@ from aegis_client.config import ClientConfig
 from aegis_client.control import ControlClient
 from aegis_client.sse import SseParser
 from aegis_protocol.errors import AegisError
-from aegis_protocol.http_api import GrantReply, GrantRequest, Job
+from aegis_protocol.http_api.grants import GrantReply, GrantRequest
+from aegis_protocol.http_api.jobs import Job
 from aegis_protocol.states import JobState, ended
 from control_fixtures import FINGERPRINT, sdp
 from replica_stand import MCP, ReplicaStand

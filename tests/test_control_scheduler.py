@@ -20,7 +20,7 @@ from aegis_control.scheduler import (
 from aegis_control.scheduler.decide import KEEP_AFTER_S
 from aegis_control.scheduler.order import AGING_S
 from aegis_protocol.board import Board, BoardWish
-from aegis_protocol.http_api import Toolchain, ToolchainWish
+from aegis_protocol.http_api.toolchains import Toolchain, ToolchainWish
 from aegis_protocol.states import AgentState, BoardState
 
 PIO = Toolchain(kind="platformio", version="6.1.18", targets=("esp32", "esp32p4"))

@@ -11,7 +11,7 @@ from aegis_control.scheduler import AgentView, Decision, Leased, WaitingJob, dec
 from aegis_control.scheduler.decide import KEEP_AFTER_S
 from aegis_control.scheduler.order import AGING_S
 from aegis_protocol.board import Board, BoardWish
-from aegis_protocol.http_api import Toolchain, ToolchainWish
+from aegis_protocol.http_api.toolchains import Toolchain, ToolchainWish
 from aegis_protocol.states import AgentState, BoardState
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

@@ -30,7 +30,7 @@ from aegis_protocol.events import (
     Rejected,
     State,
 )
-from aegis_protocol.http_api import GrantReply
+from aegis_protocol.http_api.grants import GrantReply
 from aegis_protocol.states import JobState
 from control_fixtures import FINGERPRINT, Bench, FakeAgent, bench, sdp
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

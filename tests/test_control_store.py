@@ -13,7 +13,7 @@ from aegis_control.store import agents, boards, events, idempotency, jobs, keys,
 from aegis_control.store.database import Database, StoreUnusable
 from aegis_protocol.events import KeepAlive
 from aegis_protocol.failures.board import BoardBusy
-from aegis_protocol.http_api import GrantRequest
+from aegis_protocol.http_api.grants import GrantRequest
 from aegis_protocol.states import JOB_MOVES, IllegalMove, JobState
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext

@@ -12,7 +12,7 @@ from aegis_control.store import boards, jobs, offers
 from aegis_control.store.database import Database
 from aegis_control.store.tables import board_fences
 from aegis_protocol.failures.board import BoardBusy
-from aegis_protocol.http_api import GrantRequest
+from aegis_protocol.http_api.grants import GrantRequest
 from control_fixtures import FINGERPRINT, bench
 from databases import database_kind, database_url, postgres, postgres_url
 from sqlalchemy import select, text

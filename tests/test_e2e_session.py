@@ -20,7 +20,7 @@ from aegis_protocol import PROTOCOL_VERSION
 from aegis_protocol.channels import SEND_QUEUE_CAP_BYTES, ChannelName
 from aegis_protocol.errors import AegisError, ErrorBody
 from aegis_protocol.fingerprint import Fingerprint
-from aegis_protocol.http_api import GrantReply
+from aegis_protocol.http_api.grants import GrantReply
 from aegis_protocol.ids import public_id
 from aegis_protocol.signing import dtls_statement, unb64, verified
 from fixtures_platformio import platformio_home

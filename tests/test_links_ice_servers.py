@@ -18,7 +18,7 @@ from aegis_links.ice_servers import ask_all, find_live
 from aegis_links.peer_link import PeerLink
 from aegis_protocol.channels import ChannelName
 from aegis_protocol.failures.link import RelayRefused, RelayUnavailable
-from aegis_protocol.http_api import IceServer
+from aegis_protocol.http_api.grants import IceServer
 
 pytestmark = pytest.mark.timeout(20)
 

@@ -23,7 +23,7 @@ from aegis_protocol.failures.link import (
     RelayRefused,
     RelayUnreachable,
 )
-from aegis_protocol.http_api import IceServer
+from aegis_protocol.http_api.grants import IceServer
 from aioice.ice import relayed_candidate
 from linked_peers import linked_peers
 from turn_server import TurnServer, Way, running

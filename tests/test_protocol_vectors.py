@@ -17,7 +17,9 @@ from aegis_protocol.control_link import Facts, JobOffer, SignalAnswer, Welcome
 from aegis_protocol.fingerprint import Fingerprint, check_sdp
 from aegis_protocol.frames import TransferData, TransferEnd, decode_transfer_frame
 from aegis_protocol.grant import GrantClaims, sign, verify
-from aegis_protocol.http_api import EnrollRequest, GrantReply, OfferRequest
+from aegis_protocol.http_api.enrollment import EnrollRequest
+from aegis_protocol.http_api.grants import GrantReply
+from aegis_protocol.http_api.signaling import OfferRequest
 from aegis_protocol.ids import public_id
 from aegis_protocol.manifest import Manifest
 from aegis_protocol.rpc import (

@@ -20,7 +20,7 @@ from aegis_protocol.errors import (
     known_codes,
 )
 from aegis_protocol.failures.board import BoardGone
-from aegis_protocol.http_api import GrantRequest
+from aegis_protocol.http_api.grants import GrantRequest
 from aegis_protocol.manifest import FlashImage, Manifest, ToolchainUsed, canonical
 from aegis_protocol.model import Wire
 from error_classes import error_classes

@@ -19,7 +19,7 @@ from aegis_client.control import ControlClient
 from aegis_client.failures import AnswerOverdue
 from aegis_client.signals import Signals
 from aegis_protocol.errors import AegisError
-from aegis_protocol.http_api import GrantReply, GrantRequest, PendingReply
+from aegis_protocol.http_api.grants import GrantReply, GrantRequest, PendingReply
 from aegis_protocol.ids import new_id
 from aegis_protocol.states import JobState, ended
 from control_fixtures import FINGERPRINT, sdp

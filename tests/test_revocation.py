@@ -23,7 +23,7 @@ from aegis_protocol.events import Answer
 from aegis_protocol.failures.agent import SessionRevoked
 from aegis_protocol.fingerprint import check_sdp
 from aegis_protocol.grant import GrantClaims
-from aegis_protocol.http_api import GrantReply
+from aegis_protocol.http_api.grants import GrantReply
 from aegis_protocol.states import TaskState
 from agent_control import ControlPlane
 from agent_stand import ALL, Peer, RunningAgent, Screen, unlinked_agent

@@ -24,7 +24,7 @@ from typing import Final, Literal
 
 from aegis_control.turn import SPARE_S, ice_servers
 from aegis_links.ice_servers import ask_all
-from aegis_protocol.http_api import IceServer
+from aegis_protocol.http_api.grants import IceServer
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec

@@ -36,7 +36,7 @@ from aegis_protocol.control_link import (
 from aegis_protocol.errors import AegisError, from_body
 from aegis_protocol.failures.agent import VersionMismatch
 from aegis_protocol.failures.http import ControlAnswerInvalid, ControlUnreachable
-from aegis_protocol.http_api import IssuerKey
+from aegis_protocol.http_api.issuer import IssuerKey
 from aegis_protocol.ids import new_id
 from aegis_protocol.signing import b64, link_statement
 from pydantic import ValidationError

@@ -9,7 +9,7 @@ import aiohttp
 import structlog
 from aegis_protocol.errors import ErrorReply, from_body
 from aegis_protocol.failures.http import ControlAnswerInvalid, ControlUnreachable
-from aegis_protocol.http_api import EnrollReply, EnrollRequest
+from aegis_protocol.http_api.enrollment import EnrollReply, EnrollRequest
 from aegis_protocol.issuer_keys import sound
 from aegis_protocol.signing import b64, enroll_statement
 from pydantic import ValidationError

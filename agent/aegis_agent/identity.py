@@ -13,7 +13,7 @@ from typing import Final
 
 import structlog
 from aegis_protocol.errors import AegisError
-from aegis_protocol.http_api import IssuerKey
+from aegis_protocol.http_api.issuer import IssuerKey
 from aegis_protocol.ids import public_id
 from aegis_protocol.issuer_keys import followed, sound
 from aegis_protocol.model import Wire

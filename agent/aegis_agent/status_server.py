@@ -21,7 +21,7 @@ from typing import Final
 import structlog
 from aegis_protocol.board import Board
 from aegis_protocol.errors import AegisError
-from aegis_protocol.http_api import Toolchain
+from aegis_protocol.http_api.toolchains import Toolchain
 from aegis_protocol.model import Id, UnixSeconds, Wire
 from aegis_protocol.states import JobState
 from aiohttp import web

@@ -8,7 +8,7 @@ from typing import Final
 
 from aegis_control.scheduler import AgentView, KnownCapability, WaitingJob, decide
 from aegis_protocol.board import Board, BoardWish
-from aegis_protocol.http_api import Toolchain, ToolchainWish
+from aegis_protocol.http_api.toolchains import Toolchain, ToolchainWish
 from aegis_protocol.states import AgentState
 
 AGENTS: Final = 1000

@@ -19,7 +19,7 @@ from aegis_links import event_loop
 from aegis_protocol import PROTOCOL_VERSION
 from aegis_protocol.board import Board
 from aegis_protocol.control_link import Hello, JobAccepted, JobMoved, Pong, SignalAnswer
-from aegis_protocol.http_api import Toolchain
+from aegis_protocol.http_api.toolchains import Toolchain
 from aegis_protocol.ids import public_id
 from aegis_protocol.signing import b64, link_statement, public_bytes
 from aegis_protocol.states import JobState

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from aegis_protocol.board import Board, BoardWish
 from aegis_protocol.failures.board import BoardNotFound, ChipMismatch
-from aegis_protocol.http_api import BoardRow
+from aegis_protocol.http_api.boards import BoardRow
 
 
 def fits(board: Board, wish: BoardWish) -> bool:

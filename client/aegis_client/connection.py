@@ -14,7 +14,7 @@ from aegis_protocol.channels import ChannelName
 from aegis_protocol.errors import AegisError
 from aegis_protocol.failures.http import ControlAnswerInvalid
 from aegis_protocol.failures.link import ChannelClosed, LinkClosed, PeerGone, RpcTimedOut
-from aegis_protocol.http_api import GrantReply
+from aegis_protocol.http_api.grants import GrantReply
 from aegis_protocol.model import Wire
 from aegis_protocol.rpc import LinkMeasureParams, LinkMeasureResult
 from pydantic import ValidationError

@@ -18,7 +18,7 @@ from aegis_links.ice_guide import IceGuide
 from aegis_protocol.errors import AegisError
 from aegis_protocol.failures.agent import AgentGone
 from aegis_protocol.failures.http import JobOver
-from aegis_protocol.http_api import GrantReply, GrantRequest, PendingReply
+from aegis_protocol.http_api.grants import GrantReply, GrantRequest, PendingReply
 
 from aegis_client.config import TrustMode
 from aegis_client.connection import Connection

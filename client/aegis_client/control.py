@@ -21,23 +21,14 @@ from aegis_protocol.failures.http import (
     RoleInsufficient,
     Unavailable,
 )
-from aegis_protocol.http_api import (
-    AgentList,
-    BoardList,
-    GrantReply,
-    GrantRequest,
-    Health,
-    Job,
-    JobList,
-    Lease,
-    LeaseList,
-    LeaseRequest,
-    OfferReply,
-    OfferRequest,
-    PendingReply,
-    RenewRequest,
-    WhoAmI,
-)
+from aegis_protocol.http_api.agents import AgentList
+from aegis_protocol.http_api.boards import BoardList
+from aegis_protocol.http_api.grants import GrantReply, GrantRequest, PendingReply
+from aegis_protocol.http_api.health import Health
+from aegis_protocol.http_api.jobs import Job, JobList
+from aegis_protocol.http_api.keys import WhoAmI
+from aegis_protocol.http_api.leases import Lease, LeaseList, LeaseRequest, RenewRequest
+from aegis_protocol.http_api.signaling import OfferReply, OfferRequest
 from aegis_protocol.model import Wire
 from pydantic import ValidationError
 

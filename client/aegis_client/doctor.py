@@ -16,7 +16,7 @@ import aegis_protocol
 from aegis_protocol.errors import AegisError
 from aegis_protocol.failures.link import NoCandidates
 from aegis_protocol.grant import LEEWAY_S
-from aegis_protocol.http_api import Health
+from aegis_protocol.http_api.health import Health
 from aegis_protocol.states import AgentState
 
 from aegis_client import accounts

@@ -13,7 +13,7 @@ import structlog
 from aegis_protocol.board import Board, BoardWish
 from aegis_protocol.errors import AegisError
 from aegis_protocol.failures.board import BoardNotFound
-from aegis_protocol.http_api import BoardRow
+from aegis_protocol.http_api.boards import BoardRow
 from aegis_protocol.rpc import (
     FlashResult,
     FlashStartParams,

@@ -22,7 +22,7 @@ from aegis_protocol.events import Answer, Candidate
 from aegis_protocol.failures.agent import AgentSignatureWrong, VersionMismatch
 from aegis_protocol.failures.http import ControlAnswerInvalid
 from aegis_protocol.fingerprint import Fingerprint, check_sdp
-from aegis_protocol.http_api import GrantReply
+from aegis_protocol.http_api.grants import GrantReply
 from aegis_protocol.rpc import SessionHelloParams, SessionHelloResult
 from aegis_protocol.signing import dtls_statement, unb64, verified
 

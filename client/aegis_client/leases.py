@@ -8,7 +8,7 @@ from typing import Final
 
 from aegis_protocol.errors import AegisError
 from aegis_protocol.failures.board import LeaseNotFound, LeaseOver
-from aegis_protocol.http_api import Lease, LeaseRequest
+from aegis_protocol.http_api.leases import Lease, LeaseRequest
 from aegis_protocol.states import LeaseState
 
 from aegis_client.control import ControlClient

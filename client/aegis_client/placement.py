@@ -14,7 +14,8 @@ from aegis_protocol.failures.http import (
     RoleInsufficient,
     Unavailable,
 )
-from aegis_protocol.http_api import GrantReply, GrantRequest, PendingReply, Reason
+from aegis_protocol.http_api.grants import GrantReply, GrantRequest, PendingReply
+from aegis_protocol.http_api.jobs import Reason
 from aegis_protocol.ids import new_id
 
 from aegis_client.control import ControlClient

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from aegis_protocol.http_api import Reason
+from aegis_protocol.http_api.jobs import Reason
 
 
 class Reporter(Protocol):

@@ -26,7 +26,7 @@ from aegis_protocol.events import (
     State,
 )
 from aegis_protocol.failures.http import JobCanceled, JobOver
-from aegis_protocol.http_api import Reason
+from aegis_protocol.http_api.jobs import Reason
 from aegis_protocol.states import JobState, ended
 from pydantic import ValidationError
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from aegis_protocol.board import BoardWish
 from aegis_protocol.channels import ChannelName
-from aegis_protocol.http_api import GrantRequest, ToolchainWish
+from aegis_protocol.http_api.grants import GrantRequest
+from aegis_protocol.http_api.toolchains import ToolchainWish
 
 from aegis_client.needs import Needs
 

@@ -16,7 +16,8 @@ from aegis_protocol.fleet_events import (
     TaskAssigned,
     TaskAvailable,
 )
-from aegis_protocol.http_api import Agent, Toolchain
+from aegis_protocol.http_api.agents import Agent
+from aegis_protocol.http_api.toolchains import Toolchain
 
 from aegis_control.http.job_body import job_body
 from aegis_control.store.announcing import Announcement

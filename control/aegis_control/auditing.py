@@ -12,7 +12,7 @@ import time
 from typing import Final, Literal
 
 from aegis_protocol.audit import AuditHead, AuditPruned, AuditSeal
-from aegis_protocol.http_api import IssuerKey
+from aegis_protocol.http_api.issuer import IssuerKey
 from aegis_protocol.signing import audit_statement, b64
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection

@@ -6,7 +6,7 @@ import time
 from hashlib import sha256
 
 from aegis_protocol.failures.http import BadRequest, EnrollNameTaken, EnrollRefused
-from aegis_protocol.http_api import EnrollReply, EnrollRequest
+from aegis_protocol.http_api.enrollment import EnrollReply, EnrollRequest
 from aegis_protocol.ids import public_id
 from aegis_protocol.signing import enroll_statement, unb64, verified
 

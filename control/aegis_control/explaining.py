@@ -16,7 +16,7 @@ from aegis_protocol.failures.grant import (
 )
 from aegis_protocol.failures.http import JobOver, KeyWrong
 from aegis_protocol.grant import GrantClaims
-from aegis_protocol.http_api import TokenVerdict
+from aegis_protocol.http_api.keys import TokenVerdict
 from aegis_protocol.states import ended
 
 from aegis_control.issuer import Issuer

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from aegis_protocol.board import Board
-from aegis_protocol.http_api import Agent, BoardRow
+from aegis_protocol.http_api.agents import Agent
+from aegis_protocol.http_api.boards import BoardRow
 from aegis_protocol.signing import b64
 from aegis_protocol.states import AgentState, BoardState, Order
 from sqlalchemy.ext.asyncio import AsyncConnection

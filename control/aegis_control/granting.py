@@ -9,7 +9,13 @@ from aegis_protocol.board import Board, BoardWish
 from aegis_protocol.failures.grant import GrantRevoked
 from aegis_protocol.failures.http import JobOver
 from aegis_protocol.grant import Execution, GrantClaims, WebRtcLimits
-from aegis_protocol.http_api import GrantReply, GrantRequest, GrantWish, IceServer, PendingReply
+from aegis_protocol.http_api.grants import (
+    GrantReply,
+    GrantRequest,
+    GrantWish,
+    IceServer,
+    PendingReply,
+)
 from aegis_protocol.ids import new_id
 from aegis_protocol.signing import b64
 from aegis_protocol.states import JobState, ended

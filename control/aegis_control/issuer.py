@@ -19,7 +19,7 @@ from typing import Any, Final
 import jwt
 from aegis_protocol import grant
 from aegis_protocol.failures.grant import GrantInvalid
-from aegis_protocol.http_api import IssuerKey, Jwk, Jwks
+from aegis_protocol.http_api.issuer import IssuerKey, Jwk, Jwks
 from aegis_protocol.signing import b64, issuer_statement, public_bytes, unb64
 from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PrivateKey,

@@ -16,7 +16,7 @@ from aegis_protocol.errors import AegisError, ErrorBody
 from aegis_protocol.events import Assigned, Closed, SignalEvent, State
 from aegis_protocol.failures.http import JobCanceled, JobNotFound
 from aegis_protocol.grant import GrantClaims
-from aegis_protocol.http_api import GrantRequest
+from aegis_protocol.http_api.grants import GrantRequest
 from aegis_protocol.states import JobState, ended
 from sqlalchemy.ext.asyncio import AsyncConnection
 

@@ -17,7 +17,8 @@ from typing import Final
 
 from aegis_protocol.actions import Role
 from aegis_protocol.failures.http import EnrollRefused, KeyWrong
-from aegis_protocol.http_api import EnrollTokenMade, EnrollTokenRow, KeyMade, KeyRow
+from aegis_protocol.http_api.enrollment import EnrollTokenMade, EnrollTokenRow
+from aegis_protocol.http_api.keys import KeyMade, KeyRow
 from aegis_protocol.ids import new_secret
 
 from aegis_control.identity import MCP, Identity

@@ -28,7 +28,8 @@ from aegis_protocol.failures.board import (
     LeaseTooLong,
 )
 from aegis_protocol.failures.http import AgentOffline, BoardNotAllowed, RateLimited
-from aegis_protocol.http_api import Lease, LeaseRequest, LeaseWish, Reason
+from aegis_protocol.http_api.jobs import Reason
+from aegis_protocol.http_api.leases import Lease, LeaseRequest, LeaseWish
 from aegis_protocol.ids import new_id
 from aegis_protocol.states import LeaseState
 from sqlalchemy.exc import DBAPIError

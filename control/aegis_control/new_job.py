@@ -9,7 +9,7 @@ from typing import Final
 
 from aegis_protocol.failures.http import IdempotencyConflict, RateLimited
 from aegis_protocol.grant import GrantClaims
-from aegis_protocol.http_api import GrantRequest
+from aegis_protocol.http_api.grants import GrantRequest
 from aegis_protocol.ids import new_id
 
 from aegis_control.acting import acting, actor

@@ -20,7 +20,7 @@ from aegis_protocol.errors import AegisError
 from aegis_protocol.events import Assigned, State
 from aegis_protocol.failures.board import BoardBusy
 from aegis_protocol.failures.http import Unavailable
-from aegis_protocol.http_api import Reason
+from aegis_protocol.http_api.jobs import Reason
 from aegis_protocol.states import IllegalMove, JobState
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 

@@ -8,7 +8,7 @@ from aegis_protocol.failures.http import BadRequest, JobOver
 from aegis_protocol.failures.link import TooManyCandidates
 from aegis_protocol.fingerprint import Fingerprint, check_sdp
 from aegis_protocol.grant import GrantClaims
-from aegis_protocol.http_api import IceCandidate, OfferReply, OfferRequest
+from aegis_protocol.http_api.signaling import IceCandidate, OfferReply, OfferRequest
 from aegis_protocol.states import ended
 
 from aegis_control.granting import Granting

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from aegis_protocol.failures.http import BadRequest, TargetUnknown
-from aegis_protocol.http_api import GrantWish
+from aegis_protocol.http_api.grants import GrantWish
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from aegis_control.store.agents import AgentRecord

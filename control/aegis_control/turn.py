@@ -13,7 +13,7 @@ from base64 import b64encode
 from collections.abc import Sequence
 from typing import Final, Literal, TypeAlias
 
-from aegis_protocol.http_api import IceServer
+from aegis_protocol.http_api.grants import IceServer
 
 SPARE_S: Final = 90
 

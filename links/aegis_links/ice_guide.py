@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import structlog
-from aegis_protocol.http_api import IceServer
+from aegis_protocol.http_api.grants import IceServer
 
 from aegis_links.ice_servers import LiveServers, ServerAddress, addresses_of, first_of_each, refusal
 from aegis_links.tasks import TaskOwner

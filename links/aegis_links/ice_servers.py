@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
 import structlog
-from aegis_protocol.http_api import IceServer
+from aegis_protocol.http_api.grants import IceServer
 
 from aegis_links.ice_knock import Scheme, knocked
 

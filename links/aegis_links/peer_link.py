@@ -20,7 +20,7 @@ from aegis_protocol.failures.link import (
     TooManyCandidates,
 )
 from aegis_protocol.fingerprint import Fingerprint
-from aegis_protocol.http_api import IceServer
+from aegis_protocol.http_api.grants import IceServer
 
 from aegis_links.certificate import Certificate
 from aegis_links.ice_guide import IceGuide

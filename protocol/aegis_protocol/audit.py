@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, StringConstraints
 
-from aegis_protocol.http_api import IssuerKey
+from aegis_protocol.http_api.issuer import IssuerKey
 from aegis_protocol.model import Sha256Hex, UnixSeconds, Wire
 from aegis_protocol.signing import audit_statement, statement, unb64, verified
 

@@ -23,7 +23,10 @@ from pydantic import Field, StringConstraints, TypeAdapter
 
 from aegis_protocol.board import Board
 from aegis_protocol.errors import ErrorBody
-from aegis_protocol.http_api import IceServer, IssuerKey, Sdp, Toolchain
+from aegis_protocol.http_api.grants import IceServer
+from aegis_protocol.http_api.issuer import IssuerKey
+from aegis_protocol.http_api.signaling import Sdp
+from aegis_protocol.http_api.toolchains import Toolchain
 from aegis_protocol.model import Id, Labels, TargetName, UnixSeconds, Wire
 from aegis_protocol.signing import facts_statement
 from aegis_protocol.states import JobState, Order

@@ -12,7 +12,8 @@ from typing import Annotated, Final, Literal, TypeAlias
 from pydantic import Field, TypeAdapter
 
 from aegis_protocol.errors import ErrorBody
-from aegis_protocol.http_api import Reason, Sdp
+from aegis_protocol.http_api.jobs import Reason
+from aegis_protocol.http_api.signaling import Sdp
 from aegis_protocol.model import Id, UnixSeconds, Wire
 from aegis_protocol.states import JobState
 

@@ -14,7 +14,7 @@ from pydantic import Field, TypeAdapter
 from aegis_protocol.board import Board
 from aegis_protocol.errors import ErrorBody
 from aegis_protocol.events import Connected, KeepAlive, Reset
-from aegis_protocol.http_api import Job, Reason
+from aegis_protocol.http_api.jobs import Job, Reason
 from aegis_protocol.model import Id, Labels, TargetName, UnixSeconds, Wire
 from aegis_protocol.states import AgentState, JobState, LeaseState
 

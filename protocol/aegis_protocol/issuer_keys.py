@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from aegis_protocol.http_api import IssuerKey
+from aegis_protocol.http_api.issuer import IssuerKey
 from aegis_protocol.signing import issuer_statement, unb64, verified
 
 

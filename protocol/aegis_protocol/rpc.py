@@ -15,7 +15,7 @@ from pydantic import Field
 
 from aegis_protocol.board import Board
 from aegis_protocol.errors import ErrorBody
-from aegis_protocol.http_api import ChannelText
+from aegis_protocol.http_api.grants import ChannelText
 from aegis_protocol.manifest import Artifact, Diagnostic, Manifest, SizeReport
 from aegis_protocol.model import Id, Sha256Hex, SizeBytes, TargetName, UnixSeconds, Wire
 from aegis_protocol.states import TaskState

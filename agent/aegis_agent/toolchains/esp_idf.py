@@ -18,7 +18,7 @@ from aegis_protocol.failures.toolchain import (
     ProjectConfigInvalid,
     TargetUnsupported,
 )
-from aegis_protocol.http_api import Toolchain
+from aegis_protocol.http_api.toolchains import Toolchain
 from aegis_protocol.source import SourcePlan
 
 from aegis_agent.platformio_home.build_core import SOURCE_DATE_EPOCH

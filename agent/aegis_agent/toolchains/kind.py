@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from aegis_protocol.http_api import Toolchain
+from aegis_protocol.http_api.toolchains import Toolchain
 from aegis_protocol.source import SourcePlan
 
 from aegis_agent.sandbox import Mount

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 import structlog
-from aegis_protocol.http_api import Toolchain
+from aegis_protocol.http_api.toolchains import Toolchain
 from aegis_protocol.model import Wire
 from aegis_protocol.source import SourcePlan
 from pydantic import Field

@@ -10,7 +10,7 @@ from typing import Self
 
 import structlog
 from aegis_protocol.failures.toolchain import ProjectNotPlatformIO, ToolchainMissing
-from aegis_protocol.http_api import Toolchain
+from aegis_protocol.http_api.toolchains import Toolchain
 from aegis_protocol.source import SourcePlan
 
 from aegis_agent.toolchains.esp_idf import EspIdf

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from aegis_protocol.failures.http import AgentNotFound
-from aegis_protocol.http_api import Agent, BoardRow
+from aegis_protocol.http_api.agents import Agent
+from aegis_protocol.http_api.boards import BoardRow
 from aegis_protocol.model import Labels
 
 from aegis_client.cli.opened import with_client

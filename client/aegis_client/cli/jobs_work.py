@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from aegis_protocol.http_api import Job
+from aegis_protocol.http_api.jobs import Job
 from aegis_protocol.states import JobState
 
 from aegis_client.cli.opened import with_client

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from aegis_protocol.board import BoardWish
-from aegis_protocol.http_api import Lease, LeaseRequest
+from aegis_protocol.http_api.leases import Lease, LeaseRequest
 from aegis_protocol.states import LeaseState
 
 from aegis_client import leases

@@ -10,7 +10,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import BinaryIO, Final
 
-from aegis_protocol.http_api import Reason
+from aegis_protocol.http_api.jobs import Reason
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from aegis_client.cli.output import Output

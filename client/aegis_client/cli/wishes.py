@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from aegis_protocol.board import BoardWish
-from aegis_protocol.http_api import ToolchainWish
+from aegis_protocol.http_api.toolchains import ToolchainWish
 
 from aegis_client.failures import UsageInvalid
 

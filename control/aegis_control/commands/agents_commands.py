@@ -7,7 +7,7 @@ from typing import Annotated, Final, TypeAlias
 from urllib.parse import quote
 
 import typer
-from aegis_protocol.http_api import Agent, AgentList, RevokeAgentRequest
+from aegis_protocol.http_api.agents import Agent, AgentList, RevokeAgentRequest
 from aegis_protocol.states import BoardState
 
 from aegis_control.commands.asking import Asking, Json, KeyFile, State, Url

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 from aegis_protocol.audit import AuditHead, AuditList, AuditRecord, AuditSeal
 from aegis_protocol.errors import AegisError
-from aegis_protocol.http_api import IssuerKey, Jwks
+from aegis_protocol.http_api.issuer import IssuerKey, Jwks
 from aegis_protocol.issuer_keys import followed
 from pydantic import ValidationError
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typer
-from aegis_protocol.http_api import BoardList, BoardRow
+from aegis_protocol.http_api.boards import BoardList, BoardRow
 
 from aegis_control.commands.asking import Asking, Json, KeyFile, State, Url
 from aegis_control.commands.tables import print_table

@@ -9,7 +9,10 @@ from typing import Final
 
 import typer
 from aegis_protocol.errors import AegisError
-from aegis_protocol.http_api import AgentList, ControlStatus, JobList, KeyList
+from aegis_protocol.http_api.agents import AgentList
+from aegis_protocol.http_api.jobs import JobList
+from aegis_protocol.http_api.keys import KeyList
+from aegis_protocol.http_api.status import ControlStatus
 
 from aegis_control.commands.asking import Asking, Json, KeyFile, State, Url
 from aegis_control.commands.tables import print_table

@@ -6,7 +6,8 @@ from typing import Annotated
 from urllib.parse import quote
 
 import typer
-from aegis_protocol.http_api import Job, JobList, Reason, RevocationList, RevocationRow
+from aegis_protocol.http_api.jobs import Job, JobList, Reason
+from aegis_protocol.http_api.revocations import RevocationList, RevocationRow
 from aegis_protocol.states import JobState
 
 from aegis_control.commands.asking import Asking, Json, KeyFile, State, Url

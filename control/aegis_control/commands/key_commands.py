@@ -8,7 +8,7 @@ from typing import Annotated, Final
 import typer
 from aegis_protocol.actions import Role
 from aegis_protocol.failures.http import KeyNotFound
-from aegis_protocol.http_api import KeyList, KeyMade, KeyRequest, KeyRow
+from aegis_protocol.http_api.keys import KeyList, KeyMade, KeyRequest, KeyRow
 
 from aegis_control import key_limits
 from aegis_control.commands.asking import Asking, Json, KeyFile, State, Url

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import typer
 from aegis_protocol.failures.board import LeaseNotFound
-from aegis_protocol.http_api import Lease, LeaseList
+from aegis_protocol.http_api.leases import Lease, LeaseList
 from aegis_protocol.states import LeaseState
 
 from aegis_control.commands.asking import Asking, Json, KeyFile, State, Url

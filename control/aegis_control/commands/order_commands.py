@@ -6,7 +6,7 @@ from typing import Annotated, TypeAlias
 from urllib.parse import quote
 
 import typer
-from aegis_protocol.http_api import Agent, DrainRequest, PauseRequest
+from aegis_protocol.http_api.agents import Agent, DrainRequest, PauseRequest
 from pydantic import BaseModel
 
 from aegis_control.commands.agents_commands import Name, show

@@ -11,13 +11,9 @@ import typer
 from aegis_protocol.actions import Action, Role
 from aegis_protocol.board import BoardWish
 from aegis_protocol.failures.http import BadRequest, PolicyInvalid
-from aegis_protocol.http_api import (
-    GrantWish,
-    PolicyCheckRequest,
-    PolicyDecision,
-    PolicyShown,
-    ToolchainWish,
-)
+from aegis_protocol.http_api.grants import GrantWish
+from aegis_protocol.http_api.policy import PolicyCheckRequest, PolicyDecision, PolicyShown
+from aegis_protocol.http_api.toolchains import ToolchainWish
 from pydantic import ValidationError
 
 from aegis_control.commands.asking import Asking, Json, KeyFile, State, Url

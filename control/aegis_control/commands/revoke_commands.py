@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import typer
-from aegis_protocol.http_api import RevocationList, RevocationRow, RevokeRequest
+from aegis_protocol.http_api.revocations import RevocationList, RevocationRow, RevokeRequest
 
 from aegis_control.commands import agents_commands
 from aegis_control.commands.asking import Asking, Json, KeyFile, State, Url

@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeAlias
 from urllib.parse import urlencode
 
 import typer
-from aegis_protocol.http_api import GrantList, GrantRow, SessionList, SessionRow
+from aegis_protocol.http_api.sessions import GrantList, GrantRow, SessionList, SessionRow
 
 from aegis_control.commands.asking import Asking, Json, KeyFile, State, Url
 from aegis_control.commands.tables import print_table

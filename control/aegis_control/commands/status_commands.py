@@ -7,7 +7,7 @@ import time
 from typing import Annotated, Final
 
 import typer
-from aegis_protocol.http_api import ControlStatus
+from aegis_protocol.http_api.status import ControlStatus
 from rich.console import Console
 
 from aegis_control.commands.asking import Asking, Json, KeyFile, State, Url

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import typer
 from aegis_protocol.failures.http import TokenNotFound
-from aegis_protocol.http_api import (
+from aegis_protocol.http_api.enrollment import (
     EnrollTokenList,
     EnrollTokenMade,
     EnrollTokenRequest,

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 
 import typer
 from aegis_protocol.failures.http import BadRequest
-from aegis_protocol.http_api import TokenVerdict, VerifyTokenRequest
+from aegis_protocol.http_api.keys import TokenVerdict, VerifyTokenRequest
 
 from aegis_control.commands.asking import Asking, Json, KeyFile, State, Url
 from aegis_control.commands.tables import print_table

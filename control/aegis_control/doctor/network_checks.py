@@ -9,7 +9,7 @@ from typing import Final
 
 import aiohttp
 from aegis_protocol import __version__
-from aegis_protocol.http_api import Health
+from aegis_protocol.http_api.health import Health
 from pydantic import ValidationError
 
 from aegis_control.doctor.check import Check, error, failed, ok, skipped, warning

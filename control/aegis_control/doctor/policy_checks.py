@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from aegis_protocol.errors import AegisError
-from aegis_protocol.http_api import Agent
+from aegis_protocol.http_api.agents import Agent
 
 from aegis_control.config_sources import default_policy_file
 from aegis_control.doctor.check import Check, error, failed, ok, skipped, warning

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from aegis_protocol.http_api import Agent
+from aegis_protocol.http_api.agents import Agent
 from aegis_protocol.states import AgentState, JobState
 
 from aegis_control.doctor.check import Check, ok, skipped, warning

@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Final
 
 from aegis_protocol.errors import AegisError
-from aegis_protocol.http_api import Agent, ControlStatus, Job, KeyRow
+from aegis_protocol.http_api.agents import Agent
+from aegis_protocol.http_api.jobs import Job
+from aegis_protocol.http_api.keys import KeyRow
+from aegis_protocol.http_api.status import ControlStatus
 
 from aegis_control.config import ControlConfig
 from aegis_control.config_sources import Loaded

@@ -7,7 +7,7 @@ import time
 from typing import Final
 
 from aegis_protocol.failures.http import AgentNotFound
-from aegis_protocol.http_api import Agent, DrainRequest, PauseRequest
+from aegis_protocol.http_api.agents import Agent, DrainRequest, PauseRequest
 from aegis_protocol.states import AgentState
 
 from aegis_control.control import Control

@@ -9,19 +9,14 @@ from typing import Final
 from aegis_protocol import PROTOCOL_VERSION, __version__
 from aegis_protocol.actions import Role
 from aegis_protocol.failures.http import BadRequest, KeyMissing
-from aegis_protocol.http_api import (
-    AgentList,
-    BoardList,
-    EnrollRequest,
-    GrantReply,
-    GrantRequest,
-    Health,
-    HealthSessions,
-    IceCandidate,
-    JobList,
-    OfferRequest,
-    WhoAmI,
-)
+from aegis_protocol.http_api.agents import AgentList
+from aegis_protocol.http_api.boards import BoardList
+from aegis_protocol.http_api.enrollment import EnrollRequest
+from aegis_protocol.http_api.grants import GrantReply, GrantRequest
+from aegis_protocol.http_api.health import Health, HealthSessions
+from aegis_protocol.http_api.jobs import JobList
+from aegis_protocol.http_api.keys import WhoAmI
+from aegis_protocol.http_api.signaling import IceCandidate, OfferRequest
 from aegis_protocol.states import JobState
 from aiohttp import web
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from aegis_protocol.http_api import IssuerKeyList, IssuerKeyRow
+from aegis_protocol.http_api.issuer import IssuerKeyList, IssuerKeyRow
 
 from aegis_control.control import Control
 from aegis_control.http.route import Call, Reply

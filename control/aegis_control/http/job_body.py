@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from aegis_protocol.http_api import Job
+from aegis_protocol.http_api.jobs import Job
 
 from aegis_control.store.jobs import JobRecord
 

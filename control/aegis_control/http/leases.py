@@ -5,7 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 
 from aegis_protocol.failures.http import BadRequest
-from aegis_protocol.http_api import LeaseList, LeaseRequest, RenewRequest
+from aegis_protocol.http_api.leases import LeaseList, LeaseRequest, RenewRequest
 from aegis_protocol.states import LeaseState
 
 from aegis_control.control import Control

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aegis_protocol.errors import AegisError
 from aegis_protocol.failures.http import KeyNotFound, KeyWrong
-from aegis_protocol.http_api import (
+from aegis_protocol.http_api.policy import (
     PolicyCheckRequest,
     PolicyDecision,
     PolicyReason,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, assert_never
 
-from aegis_protocol.http_api import RevocationList, RevocationRow, RevokeRequest
+from aegis_protocol.http_api.revocations import RevocationList, RevocationRow, RevokeRequest
 
 from aegis_control.control import Control
 from aegis_control.http.route import Call, Reply

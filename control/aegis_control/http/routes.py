@@ -7,51 +7,40 @@ from typing import Final
 
 from aegis_protocol.actions import Role
 from aegis_protocol.audit import AuditHead, AuditList, AuditPruned, AuditPruneRequest, AuditSeal
-from aegis_protocol.http_api import (
+from aegis_protocol.http_api.agents import (
     Agent,
     AgentList,
-    BoardList,
-    ControlStatus,
     DrainRequest,
+    PauseRequest,
+    RevokeAgentRequest,
+)
+from aegis_protocol.http_api.boards import BoardList
+from aegis_protocol.http_api.enrollment import (
     EnrollReply,
     EnrollRequest,
     EnrollTokenList,
     EnrollTokenMade,
     EnrollTokenRequest,
-    GrantList,
-    GrantReply,
-    GrantRequest,
-    Health,
-    HealthSessions,
-    IceCandidate,
-    IssuerKeyList,
-    Job,
-    JobList,
-    Jwks,
+)
+from aegis_protocol.http_api.grants import GrantReply, GrantRequest, PendingReply
+from aegis_protocol.http_api.health import Health, HealthSessions
+from aegis_protocol.http_api.issuer import IssuerKeyList, Jwks
+from aegis_protocol.http_api.jobs import Job, JobList
+from aegis_protocol.http_api.keys import (
     KeyList,
     KeyMade,
     KeyRequest,
-    Lease,
-    LeaseList,
-    LeaseRequest,
-    OfferReply,
-    OfferRequest,
-    PauseRequest,
-    PendingReply,
-    PolicyCheckRequest,
-    PolicyDecision,
-    PolicyShown,
-    RenewRequest,
-    RevocationList,
-    RevokeAgentRequest,
-    RevokeRequest,
-    SessionList,
-    TicketMade,
-    TicketRequest,
     TokenVerdict,
     VerifyTokenRequest,
     WhoAmI,
 )
+from aegis_protocol.http_api.leases import Lease, LeaseList, LeaseRequest, RenewRequest
+from aegis_protocol.http_api.policy import PolicyCheckRequest, PolicyDecision, PolicyShown
+from aegis_protocol.http_api.revocations import RevocationList, RevokeRequest
+from aegis_protocol.http_api.sessions import GrantList, SessionList
+from aegis_protocol.http_api.signaling import IceCandidate, OfferReply, OfferRequest
+from aegis_protocol.http_api.status import ControlStatus
+from aegis_protocol.http_api.tickets import TicketMade, TicketRequest
 
 from aegis_control.control import Control
 from aegis_control.http import (

@@ -5,14 +5,9 @@ from __future__ import annotations
 from http import HTTPStatus
 
 from aegis_protocol.failures.http import TokenNotFound
-from aegis_protocol.http_api import (
-    EnrollTokenList,
-    EnrollTokenRequest,
-    KeyList,
-    KeyRequest,
-    RevokeAgentRequest,
-    VerifyTokenRequest,
-)
+from aegis_protocol.http_api.agents import RevokeAgentRequest
+from aegis_protocol.http_api.enrollment import EnrollTokenList, EnrollTokenRequest
+from aegis_protocol.http_api.keys import KeyList, KeyRequest, VerifyTokenRequest
 
 from aegis_control.control import Control
 from aegis_control.http.route import Call, Reply

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any, Literal
 
-from aegis_protocol.http_api import GrantList, GrantRow, SessionList, SessionRow
+from aegis_protocol.http_api.sessions import GrantList, GrantRow, SessionList, SessionRow
 from aegis_protocol.states import JobState
 from sqlalchemy import Row
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from aegis_protocol import PROTOCOL_VERSION, __version__
-from aegis_protocol.http_api import ControlStatus, Replica, SlowOperation
+from aegis_protocol.http_api.status import ControlStatus, Replica, SlowOperation
 from sqlalchemy.exc import DBAPIError
 
 from aegis_control.control import Control

@@ -13,7 +13,7 @@ from typing import Final
 
 from aegis_protocol.actions import Role
 from aegis_protocol.failures.http import TicketWrong
-from aegis_protocol.http_api import TicketMade, TicketRequest
+from aegis_protocol.http_api.tickets import TicketMade, TicketRequest
 from aegis_protocol.ids import new_secret
 from aiohttp import web
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from aegis_protocol.actions import Action
 from aegis_protocol.errors import AegisError
-from aegis_protocol.http_api import GrantWish
+from aegis_protocol.http_api.grants import GrantWish
 
 from aegis_control.identity import Identity
 from aegis_control.policy.rules import Policy

@@ -22,7 +22,7 @@ from aegis_protocol.failures.http import (
     RoleInsufficient,
     TargetNotAllowed,
 )
-from aegis_protocol.http_api import GrantWish
+from aegis_protocol.http_api.grants import GrantWish
 
 from aegis_control.identity import Identity
 from aegis_control.policy.rules import MAX_PRIORITY, Rule

@@ -14,7 +14,7 @@ from functools import cached_property
 from itertools import islice
 from typing import Final, TypeAlias
 
-from aegis_protocol.http_api import Reason
+from aegis_protocol.http_api.jobs import Reason
 
 from aegis_control.scheduler.agent_set import AgentSet, by_key, members
 from aegis_control.scheduler.board_choice import BoardChoice

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from aegis_protocol.http_api import Reason
+from aegis_protocol.http_api.jobs import Reason
 from aegis_protocol.states import BoardState
 
 from aegis_control.scheduler.agent_set import AgentSet, members

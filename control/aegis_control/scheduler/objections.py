@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Final, NamedTuple
 
-from aegis_protocol.http_api import Reason
+from aegis_protocol.http_api.jobs import Reason
 
 from aegis_control.scheduler.agent_set import AgentSet, members
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from aegis_protocol.board import Board, BoardWish
-from aegis_protocol.http_api import Reason, Toolchain, ToolchainWish
+from aegis_protocol.http_api.jobs import Reason
+from aegis_protocol.http_api.toolchains import Toolchain, ToolchainWish
 from aegis_protocol.states import AgentState
 
 

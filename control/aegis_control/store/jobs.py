@@ -12,7 +12,8 @@ from functools import lru_cache
 from typing import Any, Final
 
 from aegis_protocol.errors import ErrorBody
-from aegis_protocol.http_api import GrantRequest, Reason
+from aegis_protocol.http_api.grants import GrantRequest
+from aegis_protocol.http_api.jobs import Reason
 from aegis_protocol.states import IllegalMove, JobState, ended, sources
 from sqlalchemy import Row, bindparam, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from aegis_protocol.http_api import LeaseWish
+from aegis_protocol.http_api.leases import LeaseWish
 from aegis_protocol.states import LeaseState
 from sqlalchemy import Row, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection

@@ -1,0 +1,1 @@
+"""The bodies of control's HTTP API, a file for each noun."""
