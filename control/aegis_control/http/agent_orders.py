@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from http import HTTPStatus
 from typing import Final
 
+from aegis_protocol.actions import Role
 from aegis_protocol.failures.http import AgentNotFound
 from aegis_protocol.http_api.agents import Agent, DrainRequest, PauseRequest
 from aegis_protocol.states import AgentState
 
 from aegis_control.control import Control
 from aegis_control.fleet import Fleet
-from aegis_control.http.route import Call, Reply
+from aegis_control.http.route import Call, Reply, Route
 
 _HEARD_WITHIN_S: Final = 1.0
 _LOOK_S: Final = 0.05
@@ -67,3 +69,45 @@ async def _look(control: Control, agent_id: str) -> Agent:
     if found is None:
         raise AgentNotFound(f"there is no agent {agent_id}", agent_id=agent_id)
     return found
+
+
+ROUTES: Final = (
+    Route(
+        "POST",
+        "/services/agents/{agent_id}/pause",
+        pause,
+        "Give an agent no new jobs; what runs goes on.",
+        role=Role.OPERATOR,
+        takes=PauseRequest,
+        gives={HTTPStatus.OK: Agent},
+        local=True,
+    ),
+    Route(
+        "POST",
+        "/services/agents/{agent_id}/resume",
+        resume,
+        "Take back a pause or a drain.",
+        role=Role.OPERATOR,
+        gives={HTTPStatus.OK: Agent},
+        local=True,
+    ),
+    Route(
+        "POST",
+        "/services/agents/{agent_id}/drain",
+        drain,
+        "Give an agent no new jobs; what runs finishes, or is canceled at the deadline.",
+        role=Role.OPERATOR,
+        takes=DrainRequest,
+        gives={HTTPStatus.OK: Agent},
+        local=True,
+    ),
+    Route(
+        "POST",
+        "/services/agents/{agent_id}/reset",
+        reset,
+        "Take back every order, and a quarantine.",
+        role=Role.OPERATOR,
+        gives={HTTPStatus.OK: Agent},
+        local=True,
+    ),
+)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from http import HTTPStatus
 from typing import Final
 
-from aegis_protocol.audit import AuditList, AuditPruneRequest
+from aegis_protocol.actions import Role
+from aegis_protocol.audit import AuditHead, AuditList, AuditPruned, AuditPruneRequest, AuditSeal
 from aegis_protocol.failures.http import BadRequest, NotFound
 
 from aegis_control.control import Control
-from aegis_control.http.route import Call, Query, Reply
+from aegis_control.http.route import Call, Query, Reply, Route
 from aegis_control.store import audit
 from aegis_control.store.audit import Wanted
 
@@ -93,3 +95,45 @@ def _word(call: Call, name: str) -> str | None:
     if text is not None and not (1 <= len(text) <= _MAX_WORD and text.isprintable()):
         raise BadRequest(f"{name}: 1 to {_MAX_WORD} printable characters", field=name)
     return text
+
+
+ROUTES: Final = (
+    Route(
+        "GET",
+        "/services/audit",
+        list_records,
+        "The audit's records.",
+        role=Role.OPERATOR,
+        queries=QUERIES,
+        gives={HTTPStatus.OK: AuditList},
+        local=True,
+    ),
+    Route(
+        "GET",
+        "/services/audit/seal",
+        show_seal,
+        "Where the audit's chain begins, its signed heads, and the keys that signed them.",
+        role=Role.OPERATOR,
+        gives={HTTPStatus.OK: AuditSeal},
+        local=True,
+    ),
+    Route(
+        "POST",
+        "/services/audit/head",
+        publish_head,
+        "Sign the audit's newest record now, and log the head.",
+        role=Role.OPERATOR,
+        gives={HTTPStatus.OK: AuditHead},
+        local=True,
+    ),
+    Route(
+        "POST",
+        "/services/audit/prune",
+        prune,
+        "Drop old records of the audit; a signed checkpoint takes their place.",
+        role=Role.OPERATOR,
+        takes=AuditPruneRequest,
+        gives={HTTPStatus.OK: AuditPruned},
+        local=True,
+    ),
+)

@@ -11,8 +11,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Final
 
+from aegis_protocol.actions import Role
 from aegis_protocol.errors import ErrorBody
 from aegis_protocol.events import (
     SIGNAL_EVENT,
@@ -31,7 +33,8 @@ from aiohttp import web
 from sqlalchemy.exc import DBAPIError
 
 from aegis_control.control import Control
-from aegis_control.http.route import Call
+from aegis_control.http import event_filter
+from aegis_control.http.route import Call, Route
 from aegis_control.http.sse import ReaderGone, Sse, event_text, last_event_id
 from aegis_control.hub import set_within
 from aegis_control.log import get_logger
@@ -160,3 +163,17 @@ class _Stream:
 
     async def _write(self, event: SignalEvent, event_id: int | None) -> None:
         await self._sse.write(event_text(event, event.type, event_id))
+
+
+ROUTES: Final = (
+    Route(
+        "GET",
+        "/signaling/{job_id}/events",
+        job_events,
+        "The job's events (server-sent), for its owner.",
+        role=Role.VIEWER,
+        queries=(event_filter.TICKET,),
+        gives={HTTPStatus.OK: None},
+        streams=True,
+    ),
+)

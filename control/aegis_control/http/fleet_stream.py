@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from http import HTTPStatus
 from typing import Final
 
+from aegis_protocol.actions import Role
 from aegis_protocol.events import Connected, KeepAlive, Reset
 from aegis_protocol.states import AgentState, JobState
 from aiohttp import web
@@ -22,8 +24,9 @@ from sqlalchemy.exc import DBAPIError
 from aegis_control import announcements
 from aegis_control.control import Control
 from aegis_control.fleet import Fleet
+from aegis_control.http import event_filter
 from aegis_control.http.event_filter import Filter, filter_of
-from aegis_control.http.route import Call
+from aegis_control.http.route import Call, Route
 from aegis_control.http.sse import ReaderGone, Sse, event_text, last_event_id
 from aegis_control.hub import set_within
 from aegis_control.log import get_logger
@@ -135,3 +138,17 @@ def _now(
             yield from announcements.available(job)
     for lease in open_leases:
         yield announcements.lease_state(lease)
+
+
+ROUTES: Final = (
+    Route(
+        "GET",
+        "/events",
+        fleet_events,
+        "Events of agents, boards and jobs (server-sent), as far as the key may see them.",
+        role=Role.VIEWER,
+        queries=event_filter.QUERIES,
+        gives={HTTPStatus.OK: None},
+        streams=True,
+    ),
+)

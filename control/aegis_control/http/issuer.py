@@ -1,15 +1,21 @@
-"""The issuer's keys, for operators: the list, and a new one."""
+"""The issuer's keys: the public ones for everybody; for operators the list, and a new one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from http import HTTPStatus
+from typing import Final, Literal
 
-from aegis_protocol.http_api.issuer import IssuerKeyList, IssuerKeyRow
+from aegis_protocol.actions import Role
+from aegis_protocol.http_api.issuer import IssuerKeyList, IssuerKeyRow, Jwks
 
 from aegis_control.control import Control
-from aegis_control.http.route import Call, Reply
+from aegis_control.http.route import Call, Reply, Route
 from aegis_control.store.issuer_keys import IssuerKeyRecord
+
+
+async def jwks(control: Control, call: Call) -> Reply:
+    return Reply(control.issuer.jwks())
 
 
 async def show(control: Control, call: Call) -> Reply:
@@ -45,3 +51,33 @@ def _listed(control: Control, found: Sequence[IssuerKeyRecord]) -> IssuerKeyList
             for number, one in enumerate(found)
         )
     )
+
+
+ROUTES: Final = (
+    Route(
+        "GET",
+        "/.well-known/jwks.json",
+        jwks,
+        "The issuer's public keys.",
+        role=None,
+        gives={HTTPStatus.OK: Jwks},
+    ),
+    Route(
+        "GET",
+        "/services/issuer",
+        show,
+        "The keys that sign grants, oldest first.",
+        role=Role.OPERATOR,
+        gives={HTTPStatus.OK: IssuerKeyList},
+        local=True,
+    ),
+    Route(
+        "POST",
+        "/services/issuer/rotate",
+        rotate,
+        "Make a new key, signed by the present one.",
+        role=Role.OPERATOR,
+        gives={HTTPStatus.OK: IssuerKeyList},
+        local=True,
+    ),
+)

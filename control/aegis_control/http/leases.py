@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from http import HTTPStatus
+from typing import Final
 
+from aegis_protocol.actions import Role
 from aegis_protocol.failures.http import BadRequest
-from aegis_protocol.http_api.leases import LeaseList, LeaseRequest, RenewRequest
+from aegis_protocol.http_api.leases import Lease, LeaseList, LeaseRequest, RenewRequest
 from aegis_protocol.states import LeaseState
 
 from aegis_control.control import Control
-from aegis_control.http.route import Call, Reply
+from aegis_control.http.route import Call, Query, Reply, Route
 from aegis_control.store.leases import LeaseRecord
 
 
@@ -53,3 +55,57 @@ def _force(call: Call) -> bool:
     if text not in ("0", "1"):
         raise BadRequest("force: 0 or 1", field="force")
     return text == "1"
+
+
+ROUTES: Final = (
+    Route(
+        "GET",
+        "/leases",
+        list_leases,
+        "The leases that are held or in the queue, the oldest first.",
+        role=Role.VIEWER,
+        gives={HTTPStatus.OK: LeaseList},
+        local=True,
+    ),
+    Route(
+        "POST",
+        "/leases",
+        take,
+        "Hold a board for a time: 201 when it is held, 202 when it waits in the queue.",
+        role=Role.FLASHER,
+        takes=LeaseRequest,
+        gives={HTTPStatus.CREATED: Lease, HTTPStatus.ACCEPTED: Lease},
+        local=True,
+    ),
+    Route(
+        "POST",
+        "/leases/{lease_id}/renew",
+        renew,
+        "Hold it for so long from now.",
+        role=Role.FLASHER,
+        takes=RenewRequest,
+        gives={HTTPStatus.OK: Lease},
+        local=True,
+    ),
+    Route(
+        "GET",
+        "/leases/{lease_id}",
+        one,
+        "One lease of mine; an operator's may be anybody's.",
+        role=Role.VIEWER,
+        gives={HTTPStatus.OK: Lease},
+        local=True,
+    ),
+    Route(
+        "DELETE",
+        "/leases/{lease_id}",
+        release,
+        "Release my lease; an operator kicks anybody's, with `force=1` in the middle of a flash.",
+        role=Role.VIEWER,
+        queries=(
+            Query("force", "1: a kick waits for no flash.", {"type": "string", "enum": ["0", "1"]}),
+        ),
+        gives={HTTPStatus.OK: Lease},
+        local=True,
+    ),
+)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
+from typing import Final
+
+from aegis_protocol.actions import Role
 from aegis_protocol.errors import AegisError
 from aegis_protocol.failures.http import KeyNotFound, KeyWrong
 from aegis_protocol.http_api.policy import (
@@ -12,7 +16,7 @@ from aegis_protocol.http_api.policy import (
 )
 
 from aegis_control.control import Control
-from aegis_control.http.route import Call, Reply
+from aegis_control.http.route import Call, Reply, Route
 from aegis_control.identity import MCP, Identity
 from aegis_control.key_limits import checked
 from aegis_control.keyring import check_good, identity_of
@@ -91,3 +95,26 @@ def _told(identity: Identity, decision: Decision, reasons: tuple[Why, ...]) -> P
 
 def _body(error: AegisError | None) -> dict[str, object] | None:
     return None if error is None else error.body().model_dump(mode="json")
+
+
+ROUTES: Final = (
+    Route(
+        "GET",
+        "/services/policy",
+        show,
+        "The policy in force.",
+        role=Role.OPERATOR,
+        gives={HTTPStatus.OK: PolicyShown},
+        local=True,
+    ),
+    Route(
+        "POST",
+        "/services/policy/check",
+        check,
+        "What would be decided about a request for a grant, and by which rule; nothing is made.",
+        role=Role.OPERATOR,
+        takes=PolicyCheckRequest,
+        gives={HTTPStatus.OK: PolicyDecision},
+        local=True,
+    ),
+)

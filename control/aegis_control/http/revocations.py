@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Final, assert_never
 
+from aegis_protocol.actions import Role
 from aegis_protocol.http_api.revocations import RevocationList, RevocationRow, RevokeRequest
 
 from aegis_control.control import Control
-from aegis_control.http.route import Call, Reply
+from aegis_control.http.route import Call, Reply, Route
+from aegis_control.http.rows import OF_JOB
 from aegis_control.store import revocations
 from aegis_control.store.revocations import RevocationRecord
 
@@ -63,3 +66,27 @@ def _listed(found: Sequence[RevocationRecord]) -> RevocationList:
             for one in found
         )
     )
+
+
+ROUTES: Final = (
+    Route(
+        "POST",
+        "/services/revocations",
+        revoke,
+        "Take back a grant, a job or a key; what agents have of it ends.",
+        role=Role.OPERATOR,
+        takes=RevokeRequest,
+        gives={HTTPStatus.OK: RevocationList},
+        local=True,
+    ),
+    Route(
+        "GET",
+        "/services/revocations",
+        show,
+        "What was revoked, newest first, and whether its agent has carried it out.",
+        role=Role.OPERATOR,
+        queries=(OF_JOB,),
+        gives={HTTPStatus.OK: RevocationList},
+        local=True,
+    ),
+)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Literal
+from http import HTTPStatus
+from typing import Any, Final, Literal
 
+from aegis_protocol.actions import Role
 from aegis_protocol.http_api.sessions import GrantList, GrantRow, SessionList, SessionRow
 from aegis_protocol.states import JobState
 from sqlalchemy import Row
 
 from aegis_control.control import Control
-from aegis_control.http.endpoints import row_limit
-from aegis_control.http.route import Call, Reply
+from aegis_control.http.route import Call, Reply, Route
+from aegis_control.http.rows import LIMIT, OF, row_limit
 from aegis_control.store import sessions
 from aegis_control.store.jobs import LIVE
 
@@ -100,3 +102,27 @@ def _state(
     if row.offered_at is not None:
         return "offered"
     return "unused" if now_s < row.expires_at else "expired"
+
+
+ROUTES: Final = (
+    Route(
+        "GET",
+        "/services/grants",
+        list_grants,
+        "The grants that were issued, newest first, and what became of them.",
+        role=Role.OPERATOR,
+        queries=(LIMIT, *OF),
+        gives={HTTPStatus.OK: GrantList},
+        local=True,
+    ),
+    Route(
+        "GET",
+        "/services/sessions",
+        list_sessions,
+        "The connections between clients and agents that are open now.",
+        role=Role.OPERATOR,
+        queries=(LIMIT, *OF),
+        gives={HTTPStatus.OK: SessionList},
+        local=True,
+    ),
+)

@@ -7,16 +7,18 @@ import resource
 import time
 from collections import Counter
 from dataclasses import asdict
+from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
 from aegis_protocol import PROTOCOL_VERSION, __version__
+from aegis_protocol.actions import Role
 from aegis_protocol.http_api.status import ControlStatus, Replica, SlowOperation
 from sqlalchemy.exc import DBAPIError
 
 from aegis_control.control import Control
 from aegis_control.fleet import Fleet
-from aegis_control.http.route import Call, Reply
+from aegis_control.http.route import Call, Reply, Route
 from aegis_control.store import clock, jobs, migrate, replicas
 from aegis_control.store.replicas import ReplicaRecord
 
@@ -92,3 +94,16 @@ def _resident_bytes() -> int:
     except OSError:
         return 0
     return int(pages) * resource.getpagesize()
+
+
+ROUTES: Final = (
+    Route(
+        "GET",
+        "/services/status",
+        status,
+        "How this control is doing: process, store, agents, jobs, replicas, what was slow.",
+        role=Role.OPERATOR,
+        gives={HTTPStatus.OK: ControlStatus},
+        local=True,
+    ),
+)

@@ -18,7 +18,7 @@ from aegis_protocol.ids import new_secret
 from aiohttp import web
 
 from aegis_control.control import Control
-from aegis_control.http.route import Call, Reply
+from aegis_control.http.route import Call, Reply, Route
 from aegis_control.identity import Identity
 from aegis_control.store import keys, tickets
 
@@ -65,3 +65,16 @@ async def ticket_holder(control: Control, request: web.Request, ticket: str) -> 
 
 def _digest(ticket: str) -> bytes:
     return sha256(ticket.encode("utf-8", "surrogateescape")).digest()
+
+
+ROUTES: Final = (
+    Route(
+        "POST",
+        "/events/ticket",
+        make_ticket,
+        "A ticket that opens one stream once, within 30 s, for clients that can't set headers.",
+        role=Role.VIEWER,
+        takes=TicketRequest,
+        gives={HTTPStatus.CREATED: TicketMade},
+    ),
+)
