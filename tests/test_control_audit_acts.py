@@ -22,7 +22,7 @@ from aegis_protocol.control_link import Facts, JobMoved
 from aegis_protocol.errors import ErrorBody
 from aegis_protocol.signing import b64
 from aegis_protocol.states import JobState
-from control_fixtures import AGENTS, Bench, FakeAgent, bench
+from control_fixtures import AGENTS, Bench, FakeAgent, bench, key_of
 from control_runs import WITHIN_S, call, served
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from structlog.testing import capture_logs
@@ -204,6 +204,36 @@ async def test_an_operator_reads_checks_exports_and_prunes_it(tmp: Path) -> None
         assert pruned.data["removed"] > 3
         after = await call(tmp, "audit", "verify", "--head", head, "--json")
         assert (after.code, after.data["records"], after.data["whole"]) == (0, 1, True)
+
+
+async def test_what_a_role_does_not_allow_is_kept_once_and_looking_is_not(tmp: Path) -> None:
+    async with bench(tmp / "s") as b:
+        viewer = b.client(await key_of(b.served, Role.VIEWER))
+        who = (await viewer.ask("GET", "/whoami")).body["identity"]
+        for _ in range(3):
+            refused = await viewer.ask("POST", "/services/agents/lab-1/pause", {})
+            assert (refused.status, refused.error.code) == (403, "role.insufficient")
+        lease = await viewer.ask("POST", "/leases", {"board": {"id": "p4"}, "for_secs": 60})
+        assert lease.status == 403
+        assert (await viewer.ask("GET", "/services/keys")).status == 403
+        kept = (await call(tmp, "audit", "--what", "request.denied", "--json")).data["records"]
+        shown = await call(tmp, "audit", "--what", "request.denied")
+    assert [(r["facts"]["method"], r["facts"]["path"]) for r in kept] == [
+        ("POST", "/services/agents/lab-1/pause"),
+        ("POST", "/leases"),
+    ]
+    for record in kept:
+        assert (record["who"], record["source"], record["decision"]) == (who, "127.0.0.1", "denied")
+        assert (record["rule"], record["outcome"]) == ("role viewer", "role.insufficient")
+    assert "denied by role viewer" in shown.out and "/services/agents/lab-1/pause" in shown.out
+
+
+async def test_a_refused_grant_names_the_board_it_was_about(tmp: Path) -> None:
+    async with bench(tmp / "s") as b:
+        client = b.client(await key_of(b.served, Role.FLASHER, boards=("p4",)))
+        assert (await client.request(boards=[{"id": "s3"}])).status == 403
+        (kept,) = (await call(tmp, "audit", "--what", "grant.denied", "--json")).data["records"]
+    assert (kept["board_id"], kept["outcome"]) == ("s3", "board.not_allowed")
 
 
 async def _changed(control: Control) -> None:

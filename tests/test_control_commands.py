@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from aegis_protocol.actions import Role
 from aegis_protocol.control_link import Pause, Resume, Status
 from certificates import a_certificate, an_authority
 from control_fixtures import bench, board, key_of
-from control_runs import call
+from control_runs import WITHIN_S, call
 from structlog.testing import capture_logs
 
 
@@ -193,3 +194,22 @@ async def test_a_decision_is_asked_about_a_key_or_a_role(tmp: Path) -> None:
     for told in (neither, both):
         assert (told.code, "--role" in told.err) == (9, True)
     assert one.code == 0
+
+
+async def test_an_output_that_takes_nothing_ends_the_command_in_a_line(tmp: Path) -> None:
+    async with bench(tmp / "s") as b:
+        await b.agent("lab")
+        with Path("/dev/full").open("w") as full:
+            program = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "aegis_control", "list-agents"),
+                *("--state-dir", str(tmp / "s")),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=full,
+                stderr=asyncio.subprocess.PIPE,
+            )
+            async with asyncio.timeout(WITHIN_S):
+                _, said = await program.communicate()
+    assert program.returncode == 1
+    assert said.decode() == (
+        "aegis-control: the output can't be written: No space left on device\n"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -33,6 +34,8 @@ from aegis_control.commands import (
 from aegis_control.commands.outcome import fail
 
 _HELP: Final = "Says who may do what, knows the agents, schedules, and introduces the peers."
+
+_UNPRINTABLE: Final = (errno.ENOSPC, errno.EPIPE, errno.EIO)
 
 app = typer.Typer(
     name="aegis-control",
@@ -97,6 +100,12 @@ def main() -> None:
         app()
     except AegisError as exc:
         sys.exit(fail(exc, as_json=as_json))
+    except OSError as exc:
+        if exc.errno not in _UNPRINTABLE:
+            raise
+        sys.stdout = None  # nothing more can be written, at exit neither
+        typer.echo(f"aegis-control: the output can't be written: {exc.strerror}", err=True)
+        sys.exit(1)
 
 
 def _version(wanted: bool) -> None:

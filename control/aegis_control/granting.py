@@ -303,17 +303,19 @@ def _issued(claims: GrantClaims, decision: Decision) -> Act:
 
 
 def _denied(request: GrantRequest, decision: Decision) -> Act:
+    boards = [wish.id for wish in request.boards if wish.id is not None]
     return Act(
         what="grant.denied",
         decision="denied",
         rule=decision.rule,
         job_id=request.job_id,
+        board_id=boards[0] if len(boards) == 1 else None,
         outcome=None if decision.error is None else decision.error.code,
         facts={
             "reasons": [f"{why.rule}: {why.error.message}" for why in decision.reasons],
             "channels": list(request.required_channels),
             "target": request.target,
             "agent": request.agent_id,
-            "boards": [wish.id for wish in request.boards if wish.id is not None],
+            "boards": boards,
         },
     )

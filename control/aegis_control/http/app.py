@@ -35,6 +35,7 @@ from aegis_control.acting import acting
 from aegis_control.control import Control
 from aegis_control.http.auth import presented_key, remote_address
 from aegis_control.http.cors import Origins
+from aegis_control.http.denials import Denials
 from aegis_control.http.desk import used
 from aegis_control.http.route import Call, Reply, Route
 from aegis_control.http.statuses import RETRY_AFTER_S, status_of
@@ -71,8 +72,9 @@ def make_app(
     """
     origins = Origins(control.config.allowed_origins, control.base_url)
     app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_around(control, origins)])
+    denials = Denials(control.database)
     for route in routes:
-        app.router.add_route(route.method, route.path, _served(control, route, door))
+        app.router.add_route(route.method, route.path, _served(control, denials, route, door))
 
     async def mark(request: web.Request, response: web.StreamResponse) -> None:
         origins.mark(request, response)
@@ -84,19 +86,19 @@ def make_app(
     return app
 
 
-def _served(control: Control, route: Route, door: Door | None) -> Serve:
+def _served(control: Control, denials: Denials, route: Route, door: Door | None) -> Serve:
     async def serve(request: web.Request) -> web.StreamResponse:
         request[_ROUTE] = route.path
         request[_STREAMS] = route.streams
         if control.stopping.is_set() and not route.path.startswith("/health"):
             raise Unavailable("control is stopping")
         if route.streams:
-            answer = await _answered(control, route, request, door)
+            answer = await _answered(control, denials, route, request, door)
         else:
             try:
                 with doing(f"{route.method} {route.path}"):
                     async with asyncio.timeout(control.config.request_timeout_s):
-                        answer = await _answered(control, route, request, door)
+                        answer = await _answered(control, denials, route, request, door)
             except TimeoutError as exc:
                 raise Unavailable("the request took too long") from exc
         return answer if isinstance(answer, web.StreamResponse) else _rendered(answer)
@@ -105,14 +107,16 @@ def _served(control: Control, route: Route, door: Door | None) -> Serve:
 
 
 async def _answered(
-    control: Control, route: Route, request: web.Request, door: Door | None
+    control: Control, denials: Denials, route: Route, request: web.Request, door: Door | None
 ) -> Reply | web.StreamResponse:
-    call = await _call(control, route, request, door)
+    call = await _call(control, denials, route, request, door)
     with acting(None if call.caller is None else call.caller.id, request[_ADDRESS] or None):
         return await route.endpoint(control, call)
 
 
-async def _call(control: Control, route: Route, request: web.Request, door: Door | None) -> Call:
+async def _call(
+    control: Control, denials: Denials, route: Route, request: web.Request, door: Door | None
+) -> Call:
     identity = None if door is None else door(request)
     if door is None and (route.role is not None or route.proves):
         control.rates.before_secret(request[_ADDRESS])
@@ -124,8 +128,8 @@ async def _call(control: Control, route: Route, request: web.Request, door: Door
             identity = await ticket_holder(control, request, ticket)
         structlog.contextvars.bind_contextvars(identity=identity.id)
         control.rates.count_key(identity.id)
-    if identity is not None and route.role is not None:
-        identity.require(route.role)
+    if identity is not None:
+        await denials.check(identity, route, request.path, request[_ADDRESS])
     body = None if route.takes is None else await _body(request, route.takes)
     return Call(request, identity, body)
 
