@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import psutil
 import pytest
@@ -60,6 +61,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if wanted and "tmp" in names and not names & _DATABASES:
         kinds = ["sqlite", pytest.param("postgresql", marks=pytest.mark.long)]
         metafunc.parametrize("store_kind", kinds, indirect=True, scope="session")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """
+    A run that is ended from outside (a time limit) takes leave as after Ctrl-C: fixtures give back
+    what they hold, and the folders of the run are removed.
+    """
+
+    def leave(number: int, frame: object) -> NoReturn:
+        session.shouldstop = "SIGTERM"  # if a test swallows what is raised
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, leave)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -103,7 +103,7 @@ class FakeAgent:
         self.fetched: list[tuple[str, int]] = []
         """Name and offset of each artifact that was asked for."""
         self.spools: dict[str, Spool] = {}
-        self._spools = Path(tempfile.mkdtemp(prefix="fake-agent-"))
+        self._spools: Path | None = None
         self._living: set[asyncio.Task[None]] = set()
 
     @property
@@ -141,9 +141,12 @@ class FakeAgent:
         await asyncio.gather(*self._living, return_exceptions=True)
         for spool in self.spools.values():
             spool.close()
-        shutil.rmtree(self._spools)
+        if self._spools is not None:
+            shutil.rmtree(self._spools)
 
     def spool(self, task_id: str) -> Spool:
+        if self._spools is None:
+            self._spools = Path(tempfile.mkdtemp(prefix="fake-agent-"))
         self.spools[task_id] = Spool(self._spools / task_id)
         return self.spools[task_id]
 
