@@ -8,8 +8,12 @@ import gc
 import psutil
 import pytest
 from aegis_links import transport
+from aegis_links.certificate import Certificate
+from aegis_links.peer_link import PeerLink
 from aegis_protocol.channels import ChannelName
-from linked_peers import Peers, linked_peers
+from aioice import ice
+from bench.udp_path import UdpPath
+from linked_peers import ALL, Peers, linked_peers
 from waiting import until
 
 WARM_UP = 50
@@ -62,3 +66,46 @@ async def test_links_leave_neither_memory_nor_descriptors_nor_tasks() -> None:
     assert process.num_fds() == before_fds
     assert len(gc.get_objects()) - before_objects < MOST_OBJECTS
     assert process.memory_info().rss - before_bytes < MOST_BYTES
+
+
+async def test_a_link_that_is_canceled_at_any_step_of_its_beginning_gives_its_sockets_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A machine has several addresses, and a socket for each is opened one after the other."""
+    addresses = [f"127.0.0.{number}" for number in range(1, 6)]
+    monkeypatch.setattr(ice, "get_host_addresses", lambda **kinds: addresses)
+    certificate = Certificate.generate()
+    this = psutil.Process()
+    before = len(this.net_connections("udp"))
+
+    async def begin() -> None:
+        async with PeerLink.offering(certificate, channels=ALL):
+            pass
+
+    for steps in range(1, 60):
+        beginning = asyncio.create_task(begin())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        beginning.cancel()
+        await asyncio.gather(beginning, return_exceptions=True)
+        await until(lambda: len(this.net_connections("udp")) == before, within_s=2)
+
+
+async def test_a_link_that_is_canceled_while_it_takes_leave_gives_its_sockets_back() -> None:
+    this, left = psutil.Process(), asyncio.Event()
+    before = len(this.net_connections("udp"))
+
+    async def leave() -> None:
+        async with UdpPath.through() as path, linked_peers(path=path) as peers:
+            path.blocked = True
+            await peers.agent.channel(ChannelName.FIRMWARE).send(b"never acknowledged")
+            left.set()
+
+    leaving = asyncio.create_task(leave())
+    await left.wait()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    assert leaving.cancelled()
+    await until(lambda: len(this.net_connections("udp")) == before)

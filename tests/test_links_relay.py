@@ -188,16 +188,12 @@ async def test_a_refused_relay_is_the_error_where_no_direct_way_is_found(turn: T
         ) as link:
             assert isinstance(link.relay_unavailable, RelayRefused)
             async with PeerLink.answering(
-                link.offer_sdp,
+                "\r\n".join([*_nowhere(link.offer_sdp), ""]),  # so it does not come by itself
                 absent,
                 expected_fingerprint=certificate.fingerprint,
                 granted=CHANNELS,
             ) as answering:
-                answer = [
-                    line
-                    for line in answering.answer_sdp.splitlines()
-                    if not line.startswith(("a=candidate:", "a=end-of-candidates"))
-                ]
+                answer = _nowhere(answering.answer_sdp)
             port = deaf.getsockname()[1]
             answer.append(f"a=candidate:1 1 udp 2130706431 127.0.0.1 {port} typ host")
             await link.accept_answer(
@@ -232,6 +228,12 @@ async def _relay_only(turn: TurnServer, servers: tuple[IceServer, ...]) -> Async
         ) as link,
     ):
         yield link
+
+
+def _nowhere(sdp: str) -> list[str]:
+    """The lines of a description but for its addresses."""
+    addresses = ("a=candidate:", "a=end-of-candidates")
+    return [line for line in sdp.splitlines() if not line.startswith(addresses)]
 
 
 async def _digest(link: PeerLink, size_bytes: int) -> bytes:

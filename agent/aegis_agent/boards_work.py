@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aegis_links.uninterrupted import uninterrupted
 from aegis_protocol.actions import Action
 from aegis_protocol.control_link import Facts, ToControl
 from aegis_protocol.errors import AegisError
@@ -28,7 +29,6 @@ from aegis_protocol.rpc import (
 from aegis_agent.boards import BoardDevice, Console, FlashJob
 from aegis_agent.build_work import source_port
 from aegis_agent.flash_bundle import MAX_BUNDLE_BYTES, FlashImages, unpack
-from aegis_agent.sandbox.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from aegis_agent.jobs import Job

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 import structlog
+from aegis_links.uninterrupted import uninterrupted
 from aegis_protocol.control_link import HeldJob, JobMoved
 from aegis_protocol.errors import AegisError, ErrorBody
 from aegis_protocol.failures.agent import AgentBusy
@@ -33,7 +34,6 @@ from aegis_agent.disk.trees import remove_tree
 from aegis_agent.intake import Intake
 from aegis_agent.job import Job, Peer
 from aegis_agent.owned_tasks import OwnedTasks
-from aegis_agent.sandbox.uninterrupted import uninterrupted
 
 __all__ = ["Job", "JobTable", "Peer"]
 

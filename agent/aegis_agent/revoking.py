@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import assert_never
 
 import structlog
+from aegis_links.uninterrupted import uninterrupted
 from aegis_protocol.control_link import JobRevoke, KeyRevoke, Revocation, Revoked
 from aegis_protocol.failures.source import DiskFull
 
 from aegis_agent.ledger import Kind, Ledger
-from aegis_agent.sandbox.uninterrupted import uninterrupted
 from aegis_agent.sessions import SessionTable
 
 log = structlog.get_logger()

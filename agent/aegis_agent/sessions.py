@@ -6,6 +6,7 @@ import asyncio
 from typing import Final
 
 import structlog
+from aegis_links.uninterrupted import uninterrupted
 from aegis_protocol.control_link import (
     JobOffer,
     JobRejected,
@@ -21,7 +22,6 @@ from aegis_agent.grants import Admitted, GrantGate
 from aegis_agent.job import Job
 from aegis_agent.jobs import JobTable
 from aegis_agent.owned_tasks import OwnedTasks
-from aegis_agent.sandbox.uninterrupted import uninterrupted
 from aegis_agent.services import Services
 from aegis_agent.session import PeerSession
 

@@ -40,6 +40,7 @@ from aegis_links.states import LINK_MOVES, LinkState
 from aegis_links.stray_tasks import quiet
 from aegis_links.tasks import TaskOwner
 from aegis_links.transport import Transport
+from aegis_links.uninterrupted import uninterrupted
 
 FLUSH_LIMIT_S: Final = 1.0
 
@@ -146,8 +147,10 @@ class LinkLife:
             raise
         finally:
             self._end(None)
-            await self._finish()
-            await self._tasks.cancel()
+            try:
+                await self._finish()
+            finally:
+                await uninterrupted(self._tasks.cancel())
 
     async def _live(self, remote: RemoteDescription, role: DtlsRole) -> None:
         try:
@@ -198,12 +201,14 @@ class LinkLife:
     async def _finish(self) -> None:
         async with self._finishing:
             connected = self._transport.association.established.is_set()
-            if self.error is None and connected and not self._transport.ended.is_set():
-                self._queue_moved()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(self._flush_limit_s):
-                        await self._delivered.wait()
-            await self._transport.stop()
+            try:
+                if self.error is None and connected and not self._transport.ended.is_set():
+                    self._queue_moved()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(self._flush_limit_s):
+                            await self._delivered.wait()
+            finally:
+                await uninterrupted(self._transport.stop())
 
     def _move(self, to: LinkState) -> None:
         if to not in LINK_MOVES[self.state]:

@@ -44,6 +44,7 @@ from aegis_links.consent import query_consent
 from aegis_links.fast.dtls import FastDtls
 from aegis_links.fast.guard import is_fast
 from aegis_links.fast.receiving import Breach
+from aegis_links.gathering import each_alone
 from aegis_links.ice_servers import LiveServers
 from aegis_links.relay import add_relayed, give_back
 from aegis_links.session_description import DtlsRole, RemoteDescription, write_description
@@ -85,6 +86,9 @@ class Transport:
         if servers.stun is not None:  # by aiortc's own way IPv6 would not work
             connection.stun_server = (servers.stun.host, servers.stun.port)
         connection.ice_controlling = offering
+        connection.get_component_candidates = partial(  # type: ignore[method-assign]
+            each_alone, connection
+        )
         connection.query_consent = partial(query_consent, connection)  # type: ignore[method-assign]
         connection.protocol_lost = self._socket_lost  # type: ignore[method-assign]
         self._way_lost = False

@@ -16,13 +16,13 @@ from typing import Final
 
 import structlog
 from aegis_links.spool import Spool
+from aegis_links.uninterrupted import uninterrupted
 from aegis_protocol.errors import AegisError
 from aegis_protocol.failures.board import BoardError, BoardGone
 from aegis_protocol.failures.source import DiskFull
 
 from aegis_agent.boards import ports
 from aegis_agent.boards.pump import Pump, Typed
-from aegis_agent.sandbox.uninterrupted import uninterrupted
 
 log = structlog.get_logger()
 

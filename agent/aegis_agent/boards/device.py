@@ -11,6 +11,7 @@ from typing import Final
 
 import structlog
 from aegis_links.spool import Spool
+from aegis_links.uninterrupted import uninterrupted
 from aegis_protocol.errors import AegisError
 from aegis_protocol.failures.board import (
     BoardBusy,
@@ -27,7 +28,6 @@ from aegis_agent.boards.flashing import FlashLimits, FlashRun
 from aegis_agent.boards.images import FlashJob, check_images
 from aegis_agent.boards.progress import Progress
 from aegis_agent.boards.worker import Connected
-from aegis_agent.sandbox.uninterrupted import uninterrupted
 
 log = structlog.get_logger()
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Final, assert_never
 
 import structlog
+from aegis_links.uninterrupted import uninterrupted
 from aegis_protocol.errors import AegisError
 from aegis_protocol.failures.board import (
     BoardBusy,
@@ -44,7 +45,6 @@ from aegis_agent.boards.worker import (
     Wrote,
     flash_worker,
 )
-from aegis_agent.sandbox.uninterrupted import uninterrupted
 
 log = structlog.get_logger()
 

@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import structlog
+from aegis_links.uninterrupted import uninterrupted
 from aegis_protocol.failures.board import FlashFailed
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-
-from aegis_agent.sandbox.uninterrupted import uninterrupted
 
 log = structlog.get_logger()
 

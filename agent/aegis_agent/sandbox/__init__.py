@@ -6,10 +6,11 @@ Where builds run: bubblewrap, as an unprivileged user, with the project as all t
     SandboxProcess  its life; when it has ended nothing of it is left
 """
 
+from aegis_links.uninterrupted import uninterrupted
+
 from aegis_agent.sandbox.process import SandboxProcess
 from aegis_agent.sandbox.sandbox import Captured, Sandbox
 from aegis_agent.sandbox.spec import Limits, Mount, SandboxSpec
-from aegis_agent.sandbox.uninterrupted import uninterrupted
 
 __all__ = [
     "Captured",

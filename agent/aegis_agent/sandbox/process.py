@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import structlog
+from aegis_links.uninterrupted import uninterrupted
 from aegis_protocol.failures.build import SandboxUnavailable
 
 from aegis_agent.sandbox.spec import GROUP, PASSWD, SandboxSpec, bwrap_options, command
-from aegis_agent.sandbox.uninterrupted import uninterrupted
 from aegis_agent.source.layout import Owner
 
 log = structlog.get_logger()

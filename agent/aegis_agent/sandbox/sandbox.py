@@ -9,13 +9,13 @@ import shutil
 from dataclasses import dataclass
 from typing import Final
 
+from aegis_links.uninterrupted import uninterrupted
 from aegis_protocol.failures.build import SandboxUnavailable
 
 from aegis_agent.sandbox import process
 from aegis_agent.sandbox.diagnosis import explained
 from aegis_agent.sandbox.process import SandboxProcess
 from aegis_agent.sandbox.spec import SandboxSpec
-from aegis_agent.sandbox.uninterrupted import uninterrupted
 from aegis_agent.source.layout import Owner
 
 BWRAP_PATH: Final = "/usr/bin:/bin:/usr/local/bin"

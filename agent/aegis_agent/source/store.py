@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 from weakref import WeakSet
 
+from aegis_links.uninterrupted import uninterrupted
 from aegis_protocol.failures.http import BadRequest
 from aegis_protocol.failures.source import PathUnsafe, SourceTooLarge, UploadIncomplete
 from aegis_protocol.ids import new_id
@@ -28,7 +29,6 @@ from aegis_protocol.source import (
 
 from aegis_agent.disk.quota import Evictable, evict
 from aegis_agent.disk.trees import remove_tree
-from aegis_agent.sandbox.uninterrupted import uninterrupted
 from aegis_agent.source.blobs import Blobs
 from aegis_agent.source.pack import PackReader
 from aegis_agent.source.planned import PlannedSource
