@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from house import ROOT, run
 
-PLAIN = "[pytest]\n"
+PLAIN = f"[pytest]\npythonpath = {ROOT}/tests {ROOT}/benchmarks\n"
 
 
 def pytest_on(folder: Path, text: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -75,3 +75,17 @@ def test_it():
         HOME="/nonexistent/of/the/developer",
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_a_run_that_is_terminated_leaves_no_folder(tmp: Path) -> None:
+    text = """
+import os, signal
+
+def test_it(tmp, tmp_path):
+    os.kill(os.getpid(), signal.SIGTERM)
+    signal.pause()
+"""
+    (left := tmp / "t").mkdir()
+    done = pytest_on(tmp, text, TMPDIR=str(left))
+    assert done.returncode == pytest.ExitCode.INTERRUPTED, done.stdout
+    assert not list(left.iterdir())
