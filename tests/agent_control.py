@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from hashlib import sha256
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from aegis_protocol import PROTOCOL_VERSION
@@ -161,8 +162,14 @@ class ControlPlane:
     def all(self, kind: type[Frame]) -> list[Frame]:
         return [frame for frame in self.frames if isinstance(frame, kind)]
 
-    def claims(self, agent_id: str, fingerprint: str, **changes: Any) -> GrantClaims:
-        """A grant of everything, but for `changes`."""
+    def claims(
+        self,
+        agent_id: str,
+        fingerprint: str,
+        limits: Mapping[str, int] = MappingProxyType({}),
+        **changes: Any,
+    ) -> GrantClaims:
+        """A grant of everything, but for `changes`; limits: of the link."""
         now = time.time() + self.clock_ahead_s
         fields: dict[str, Any] = {
             "iss": self.url,
@@ -175,7 +182,7 @@ class ControlPlane:
             "job_id": new_id(),
             "actions": EVERYTHING,
             "webrtc": WebRtcLimits(
-                allowed_channels=tuple(ChannelName), peer_fingerprint=fingerprint
+                allowed_channels=tuple(ChannelName), peer_fingerprint=fingerprint, **limits
             ),
             "execution": Execution(target="esp32p4", timeout_secs=600),
         }

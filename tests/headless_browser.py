@@ -51,7 +51,8 @@ class Browser:
             process = await asyncio.create_subprocess_exec(
                 "chromium", *_FLAGS, f"--user-data-dir={profile}", "about:blank",
                 stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True, env={**os.environ, "HOME": str(folder), "TMPDIR": str(folder)},
+                start_new_session=True,
+                env={**os.environ, "HOME": str(folder), "TMPDIR": str(folder)},
             )  # fmt: skip
         try:
             address = await until(lambda: _address(profile), within_s=START_S)

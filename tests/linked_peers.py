@@ -31,13 +31,14 @@ async def linked_peers(
     granted: Iterable[ChannelName] = ALL,
     *,
     max_bandwidth_kbps: int = 0,
+    max_message_rate: int = 0,
     path: UdpPath | None = None,
     ice_servers: Sequence[IceServer] = (),
     guide: IceGuide | None = None,
     relay_only: bool = False,
 ) -> AsyncIterator[Peers]:
     """
-    An open link: the client offers, the agent answers; max_bandwidth_kbps slows the agent.
+    An open link: the client offers, the agent answers; what is sent either way is limited alike.
 
     path  what lies between them; nothing but this host's network by default
     """
@@ -54,6 +55,8 @@ async def linked_peers(
             ice_servers=ice_servers,
             guide=guide,
             relay_only=relay_only,
+            max_bandwidth_kbps=max_bandwidth_kbps,
+            max_message_rate=max_message_rate,
         ) as client,
         PeerLink.answering(
             path.of_offer(client.offer_sdp) if path else client.offer_sdp,
@@ -62,6 +65,7 @@ async def linked_peers(
             granted=granted,
             on_rejected=note,
             max_bandwidth_kbps=max_bandwidth_kbps,
+            max_message_rate=max_message_rate,
             ice_servers=ice_servers,
             guide=guide,
             relay_only=relay_only,

@@ -79,6 +79,17 @@ def test_people_get_a_table_with_advice(espctl: Espctl) -> None:
     assert "no STUN or TURN server" in shown
 
 
+def test_what_the_grant_allows_less_than_was_measured_is_told(
+    espctl: Espctl, served: Served
+) -> None:
+    served.control.change_grant = lambda grant: grant.model_copy(
+        update={"max_bandwidth_kbps": 2000, "max_message_rate": 50}
+    )
+    checks = espctl("test-connection", "--json").json["checks"]
+    (measured,) = (check for check in checks if check["name"] == "throughput")
+    assert "2000 kbit/s and 50 messages per second" in measured["remedy"]
+
+
 def test_a_stun_server_that_does_not_answer_is_named(espctl: Espctl, served: Served) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as deaf:
         deaf.bind(("127.0.0.1", 0))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,8 +16,11 @@ from aegis_client import control as control_api
 from aegis_client.client import Client
 from aegis_client.config import ClientConfig, TrustMode
 from aegis_client.needs import ATTACH, START_BUILD
+from aegis_client.project import scan
 from aegis_client.reporter import Silent
 from aegis_client.session import Session
+from aegis_client.store import Store
+from aegis_client.upload import upload
 from aegis_client.wish import Wish
 from aegis_links.certificate import Certificate
 from aegis_protocol.errors import ErrorReply
@@ -39,6 +44,7 @@ from aegis_protocol.http_api.grants import GrantReply
 from aegis_protocol.http_api.jobs import Reason
 from aegis_protocol.signing import b64
 from aegis_protocol.states import JobState
+from client_stand import project
 from fake_agent import FakeAgent
 from fake_control import KEY, FakeControl
 from waiting import until
@@ -355,3 +361,18 @@ async def test_a_kept_job_is_not_ended(control: FakeControl, tmp: Path) -> None:
     async with reached(control, tmp, again) as second:
         assert second.job_id == session.job_id
     assert control.agent.ended_jobs == [], "who joins a job does not end it"
+
+
+async def test_an_upload_takes_the_time_that_its_grant_gives_it(
+    control: FakeControl, tmp: Path
+) -> None:
+    (project(tmp / "p") / "noise.bin").write_bytes(random.Random(1).randbytes(65_536))  # noqa: S311
+    control.change_grant = lambda grant: grant.model_copy(update={"max_bandwidth_kbps": 400})
+    async with reached(control, tmp) as session:
+        began = time.monotonic()
+        await upload(
+            session.link.newest, scan(tmp / "p", Store.open(config_of(control, tmp))), Silent()
+        )
+        # 50,000 bytes a second; a quarter of that and a message more pass at once.
+        assert time.monotonic() - began > 0.6
+        assert session.failure is None

@@ -75,8 +75,9 @@ async def test_a_clean_close_is_seen_at_once_and_what_was_sent_arrives() -> None
             await peers.client.channel(PTY).receive()
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
 async def test_a_vanished_peer_ends_every_stream_within_eight_seconds(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, number: signal.Signals
 ) -> None:
     certificate = Certificate.generate()
     peer = await asyncio.create_subprocess_exec(
@@ -109,7 +110,7 @@ async def test_a_vanished_peer_ends_every_stream_within_eight_seconds(
                 asyncio.create_task(first_of(PTY)),
                 asyncio.create_task(upload()),
             ]
-            peer.send_signal(signal.SIGKILL)
+            peer.send_signal(number)
             began = time.monotonic()
             error = await link.wait_closed()
             assert isinstance(error, PeerGone) and error.retryable
@@ -265,16 +266,30 @@ async def test_a_peer_that_floods_a_channel_nobody_reads_is_cut_off() -> None:
         assert await peers.client.wait_closed() is None
 
 
-async def test_a_bandwidth_limit_slows_and_never_cuts() -> None:
-    async with linked_peers(max_bandwidth_kbps=800) as peers:
-        began = time.monotonic()
-        for _ in range(5):
-            await peers.agent.channel(FIRMWARE).send(bytes(PAYLOAD_BYTES))
-        slowed_s = time.monotonic() - began
+@pytest.mark.parametrize("sender", ["agent", "client"])
+@pytest.mark.parametrize(
+    ("limits", "size_bytes", "count", "at_least_s"),
+    [
         # The burst and one message more pass at once; the other 40,960 bytes at 100,000 a second.
-        assert 0.35 < slowed_s < 5.0
-        for _ in range(5):
-            await peers.client.channel(FIRMWARE).receive()
+        ((800, 0), PAYLOAD_BYTES, 5, 0.35),
+        # The burst is five messages and passes at once, with one more; the others at 20 a second.
+        ((0, 20), 1, 16, 0.45),
+    ],
+    ids=["kbit/s", "messages/s"],
+)
+async def test_a_limit_of_the_grant_slows_either_side_and_never_cuts(
+    sender: str, limits: tuple[int, int], size_bytes: int, count: int, at_least_s: float
+) -> None:
+    async with linked_peers(max_bandwidth_kbps=limits[0], max_message_rate=limits[1]) as peers:
+        ends = (peers.agent, peers.client)
+        near, far = ends if sender == "agent" else reversed(ends)
+        began = time.monotonic()
+        for _ in range(count):
+            await near.channel(FIRMWARE).send(bytes(size_bytes))
+        assert time.monotonic() - began > at_least_s
+        for _ in range(count):
+            await far.channel(FIRMWARE).receive()
+        assert near.state is far.state is LinkState.OPEN
 
 
 async def test_an_answer_of_another_peer_is_refused_before_a_packet_is_sent() -> None:

@@ -155,7 +155,23 @@ async def _agent(connection: Connection, found: Measured) -> None:
         if rtt_s > FAR_S
         else "",
     )
-    found.add("throughput", f"{_speed(up)} to the agent, {_speed(down)} from it")
+    found.add(
+        "throughput", f"{_speed(up)} to the agent, {_speed(down)} from it", _limits(connection)
+    )
+
+
+def _limits(connection: Connection) -> str:
+    """What is measured are requests, which no limit holds back."""
+    grant = connection.grant
+    limits = [
+        f"{limit} {unit}"
+        for limit, unit in (
+            (grant.max_bandwidth_kbps, "kbit/s"),
+            (grant.max_message_rate, "messages per second"),
+        )
+        if limit
+    ]
+    return f"The grant slows files and terminals to {' and '.join(limits)}." if limits else ""
 
 
 def _candidates_advice(

@@ -104,6 +104,8 @@ async def greet(
             channels=[ChannelName(name) for name in grant.allowed_channels if name in _NAMES],
             ice_servers=grant.ice_servers,
             guide=guide,
+            max_bandwidth_kbps=grant.max_bandwidth_kbps,
+            max_message_rate=grant.max_message_rate,
         )
     )
     attempt.reach(Hop.SIGNALLING)

@@ -217,6 +217,8 @@ class Granting:
             agent_key=b64(agent.public_key),
             candidates=job.candidates,
             allowed_channels=decision.channels,
+            max_bandwidth_kbps=decision.limits.max_bandwidth_kbps,
+            max_message_rate=decision.limits.max_message_rate,
             actions=decision.actions,
             boards=self._boards(job, agent),
             ice_servers=self.ice_servers(job, "client"),

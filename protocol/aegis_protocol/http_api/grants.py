@@ -67,6 +67,9 @@ class GrantReply(Wire):
     """The agent's Ed25519 public key, 32 bytes in base64url."""
     candidates: tuple[Id, ...] = ()
     allowed_channels: tuple[ChannelText, ...]
+    max_bandwidth_kbps: int = Field(default=0, ge=0)
+    max_message_rate: int = Field(default=0, ge=0)
+    """Of what the client may send, in kbit/s and messages per second; 0: no limit."""
     actions: tuple[Action, ...]
     boards: tuple[Board, ...] = ()
     """The boards that the job holds."""
