@@ -11,11 +11,38 @@ import aioice.ice
 import pytest
 from aegis_links.fast import gap_blocks, guard
 from aegis_links.fast.congestion import INITIAL_BYTES, LEAST_BYTES, MOST_BYTES, CongestionWindow
-from aegis_links.fast.datagrams import MAX_BURST, records_end
+from aegis_links.fast.datagrams import (
+    MAX_BATCH,
+    MAX_BATCH_BYTES,
+    MAX_BURST,
+    DatagramPort,
+    records_end,
+)
 from aegis_links.fast.dtls import bursts
 from aiortc.rtcsctptransport import USERDATA_MAX_LENGTH
 from linked_peers import linked_peers
 from structlog.testing import capture_logs
+
+
+async def test_what_came_while_others_had_their_turn_goes_along_up_to_the_size_of_a_batch() -> None:
+    connection = aioice.ice.Connection(ice_controlling=True)
+    port = DatagramPort(connection)
+    batch = [b"first"]
+    port.add_more(batch)
+    assert batch == [b"first"]
+    for _ in range(2 * MAX_BATCH):
+        connection.data_received(b"more", 1)
+    port.add_more(batch)
+    assert len(batch) == MAX_BATCH and connection._queue.qsize() == MAX_BATCH + 1
+    large = [bytes(MAX_BATCH_BYTES - 5)]
+    port.add_more(large)
+    assert len(large) == 3, "the one that fills it is the last"
+    await connection.close()
+    while connection._queue.qsize() > 1:
+        connection._queue.get_nowait()
+    last = [b"first"]
+    port.add_more(last)
+    assert last == [b"first"] and connection._queue.get_nowait() is None, "the end is not taken"
 
 
 @pytest.mark.parametrize("seed", range(20))

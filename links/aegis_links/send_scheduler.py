@@ -95,10 +95,14 @@ class SendScheduler:
         self._lines: dict[ChannelName, _Line] = {}
         self._turns: tuple[deque[_Line], ...] = tuple(deque() for _ in Tier)
         self._alarm: asyncio.TimerHandle | None = None
+        self._nobody_waits = True
 
     @property
     def buffered_bytes(self) -> int:
-        return sum(line.outlet.buffered_bytes for line in self._lines.values())
+        total_bytes = 0
+        for line in self._lines.values():  # asked several times for each message
+            total_bytes += line.outlet.buffered_bytes
+        return total_bytes
 
     def attach(self, name: ChannelName, outlet: Outlet) -> None:
         line = _Line(TIERS[name], outlet)
@@ -126,6 +130,7 @@ class SendScheduler:
         """Return when the message was handed to the outlet of `name`, in its turn."""
         item = _Waiting(message, size_bytes, self._loop.create_future())
         self._lines[name].waiting.append(item)
+        self._nobody_waits = False
         self.pump()
         await item.handed
 
@@ -158,6 +163,8 @@ class SendScheduler:
                 item.handed.set_result(None)
 
     def _next_line(self) -> _Line | None:
+        if self._nobody_waits:
+            return None
         for lines in self._turns:
             for _ in range(len(lines)):
                 line = lines[0]
@@ -166,6 +173,7 @@ class SendScheduler:
                 if line.waiting:
                     return line
                 lines.rotate(-1)
+        self._nobody_waits = True
         return None
 
     def _fits(self, tier: Tier, size_bytes: int) -> bool:

@@ -21,7 +21,8 @@ _WIDE_FROM_BYTES: Final = 64 * 1024
 _GROWTH_LIMIT_BYTES: Final = 32 * FULL_BYTES
 _FASTEST_BYTES_PER_S: Final = 125_000_000
 _MARGIN_BYTES: Final = 96 * 1024
-_LEAST_SHARE_BYTES: Final = 32 * 1024
+_LEAST_SHARE_BYTES: Final = 64 * 1024
+"""Less, and each turn sends so little that changing from one to the next is what takes time."""
 SHORT_RTT_S: Final = 0.010
 """There a process is as much of a bottleneck as the path."""
 

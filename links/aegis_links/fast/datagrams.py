@@ -69,9 +69,16 @@ class DatagramPort:
 
     async def receive(self) -> list[bytes]:
         """Wait for a datagram, and return it with others that are there by then."""
-        queue = self._connection._queue
         batch = [(await self._connection.recvfrom())[0]]
-        size_bytes = len(batch[0])
+        self.add_more(batch)
+        return batch
+
+    def add_more(self, batch: list[bytes]) -> None:
+        """Put to `batch` what has come since, up to the size of one."""
+        queue = self._connection._queue
+        if queue.empty():
+            return
+        size_bytes = sum(map(len, batch))
         while len(batch) < MAX_BATCH and size_bytes < MAX_BATCH_BYTES and not queue.empty():
             item = queue.get_nowait()
             if item is None:  # the end, which the next call shall meet
@@ -79,7 +86,6 @@ class DatagramPort:
                 break
             batch.append(item[0])
             size_bytes += len(item[0])
-        return batch
 
     def close(self) -> None:
         for cutter in self._cutters.values():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast
 
 from aiortc import RTCCertificate, RTCDtlsTransport, RTCIceTransport
 from aiortc.rtcdtlstransport import State
@@ -13,7 +13,6 @@ from aegis_links.fast.record_layer import RecordLayer
 from aegis_links.fast.turns import LIGHT_BYTES, of_this_loop
 
 
-@runtime_checkable
 class PacketReceiver(Protocol):
     """Who takes decrypted packets by the list."""
 
@@ -28,7 +27,7 @@ class FastDtls(RTCDtlsTransport):
         self._port = DatagramPort(transport._connection)
         self._records: RecordLayer | None = None
         self._widened = False
-        self._turns = of_this_loop()
+        self._seat = of_this_loop().seat()
 
     def send_packets(self, packets: Sequence[bytes]) -> None:
         """Send each in a record and a datagram of its own. Raises ConnectionError."""
@@ -60,15 +59,15 @@ class FastDtls(RTCDtlsTransport):
         packets: list[bytes] = []
         datagrams = await self._port.receive()
         if sum(map(len, datagrams)) > LIGHT_BYTES:
-            await self._turns.mine()
+            await self._seat.mine()
+            self._port.add_more(datagrams)
         for datagram in datagrams:
             if is_record(datagram):
                 packets += records.open(datagram)
         if unasked := records.outgoing():
             self._port.send(unasked, len(unasked))
         if packets and self._data_receiver is not None:
-            assert isinstance(self._data_receiver, PacketReceiver)
-            await self._data_receiver.take_packets(packets)
+            await cast(PacketReceiver, self._data_receiver).take_packets(packets)
         if records.closed:
             raise ConnectionError("The peer closed DTLS")
 

@@ -43,7 +43,7 @@ class Sending(Recovering):
         super().__init__(transport, port)
         self._unsent: deque[Outgoing] = deque()
         self._serial = 0
-        self._turns = of_this_loop()
+        self._seat = of_this_loop().seat()
         self._waits_for_turn = False
         self._flushing = False
         self._flush_handle: asyncio.Handle | None = None
@@ -109,11 +109,16 @@ class Sending(Recovering):
         self._flush_in_turn()
 
     def _flush_in_turn(self) -> None:
-        if self._is_light():
+        if not (self._data_channel_queue or self._unsent or self._again or self._reconfig_queue):
+            self._queue_moved()
+        elif self._is_light():
             self._flush_now()
-        elif not self._waits_for_turn:
-            self._waits_for_turn = True
-            self._turns.do(self._take_turn)
+        else:
+            if not self._waits_for_turn:
+                self._waits_for_turn = True
+                self._seat.do(self._take_turn)
+            if self._waits_for_turn and self._has_small():
+                self._seat.hurry()
 
     def _take_turn(self) -> None:
         self._waits_for_turn = False
@@ -124,6 +129,9 @@ class Sending(Recovering):
         if self._unsent or self._again or len(queue) > _FEW_MESSAGES:
             return False
         return sum(len(content) for _, _, content in queue) <= LIGHT_BYTES
+
+    def _has_small(self) -> bool:
+        return any(len(content) <= LIGHT_BYTES for _, _, content in self._data_channel_queue)
 
     def _flush_now(self) -> None:
         if self._flushing or self._association_state is not self.State.ESTABLISHED:
