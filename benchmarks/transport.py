@@ -46,8 +46,8 @@ class Sizes:
     crowd: int
 
 
-FULL: Final = Sizes(short_path=96, stock=16, long_path=32, longest_path=16, crowd=96)
-QUICK: Final = Sizes(short_path=48, stock=8, long_path=16, longest_path=8, crowd=64)
+FULL: Final = Sizes(short_path=96, stock=16, long_path=32, longest_path=16, crowd=192)
+QUICK: Final = Sizes(short_path=48, stock=8, long_path=16, longest_path=8, crowd=96)
 
 
 async def throughput(

@@ -75,8 +75,8 @@ class LinkPeer:
         cpu_s = time.process_time()
         for _ in range(size_bytes // PIECE_BYTES):
             await channel.send(piece)
-        while not self.link._transport.association.delivered:  # noqa: ASYNC110  nobody tells
-            await asyncio.sleep(0.001)
+        self.link._queue_moved()  # what it knew was of before the last message
+        await self.link._delivered.wait()
         return {
             "cpu_s": time.process_time() - cpu_s,
             "high_water_bytes": self.link.buffered_high_water,
