@@ -190,10 +190,14 @@ async def test_a_decision_is_asked_about_a_key_or_a_role(tmp: Path) -> None:
     async with bench(tmp / "s"):
         neither = await call(tmp, "policy", "check")
         both = await call(tmp, "policy", "check", "--key", "mcp", "--role", "viewer")
-        one = await call(tmp, "policy", "check", "--role", "builder")
+        one = await call(tmp, "policy", "check", "--role", "builder", "--label", "site=lab1")
+        high = await call(tmp, "policy", "check", "--role", "builder", "--priority", "5")
+        odd = await call(tmp, "policy", "check", "--role", "builder", "--label", "site")
     for told in (neither, both):
         assert (told.code, "--role" in told.err) == (9, True)
     assert one.code == 0
+    assert (high.code, "priority.not_allowed" in high.out) == (10, True)
+    assert (odd.code, "--label" in odd.err) == (9, True)
 
 
 async def test_an_output_that_takes_nothing_ends_the_command_in_a_line(tmp: Path) -> None:

@@ -66,6 +66,7 @@ async def test_shared_secrets_and_things_that_are_none_are_told_apart(tmp: Path)
         for secret in (MCP, "the one before, long enough"):
             verdict = await _verdict(b, secret)
             assert (verdict.kind, verdict.valid, verdict.identity) == ("shared_secret", True, "mcp")
+            assert ("MCP_AUTH_SECRET_PREVIOUS" in verdict.why) == (secret != MCP)
         verdict = await _verdict(b, AGENTS)
         assert (verdict.kind, verdict.valid, verdict.role) == ("agent_secret", True, None)
         for nonsense in ("hello", "aegis_sk_", "ey.ey.ey", "eyJhbGciOiJub25lIn0.e30.", "\u2603"):

@@ -20,6 +20,7 @@ from aegis_protocol.errors import AegisError
 from aegis_protocol.http_api.grants import GrantReply, GrantRequest
 from aegis_protocol.states import JobState
 from control_fixtures import FINGERPRINT, sdp
+from control_runs import call
 from databases import a_server
 from replica_stand import MCP, ControlProgram, ReplicaStand
 from waiting import until
@@ -151,6 +152,8 @@ async def test_sqlite_that_another_process_locks_is_said_and_all_goes_on_afterwa
         with closing(sqlite3.connect(path, isolation_level=None, timeout=30)) as other:
             other.execute("BEGIN IMMEDIATE")
             await r.until_health(503)
+            status = ("status", "--json", "--state-dir", str(path.parent))
+            assert (await call(tmp, *status)).data["store_ok"] is False
             other.execute("ROLLBACK")
         await r.all_is_well_again()
 

@@ -39,12 +39,13 @@ class Explaining:
     async def explain(self, text: str) -> TokenVerdict:
         """Say all that control knows of `text`; never an error, whatever it is."""
         if self._keyring.is_shared_secret(text):
-            return self._shared_secret()
+            return self._shared_secret(text)
         if self._keyring.is_agent_secret(text):
             return TokenVerdict(
                 kind="agent_secret",
                 valid=True,
-                why="AGENT_AUTH_SECRET: any machine that has it may enrol; it lets nobody in else",
+                why=f"AGENT_AUTH_SECRET{self._which(text)}: any machine that has it may enrol; it "
+                "lets nobody in else",
             )
         if text.startswith(_KEY):
             return await self._key(text)
@@ -59,12 +60,15 @@ class Explaining:
             "nor one of this control's shared secrets",
         )
 
-    def _shared_secret(self) -> TokenVerdict:
+    def _which(self, text: str) -> str:
+        return "_PREVIOUS (until that is unset)" if self._keyring.is_previous(text) else ""
+
+    def _shared_secret(self, text: str) -> TokenVerdict:
         identity = self._keyring.shared()
         return TokenVerdict(
             kind="shared_secret",
             valid=True,
-            why="MCP_AUTH_SECRET: everyone who has it is the same identity",
+            why=f"MCP_AUTH_SECRET{self._which(text)}: everyone who has it is the same identity",
             identity=identity.id,
             role=identity.role,
             actions=tuple(sorted(identity.actions)),

@@ -71,8 +71,14 @@ class Keyring:
         return record
 
     def is_shared_secret(self, presented: str) -> bool:
-        """Tell whether `presented` is MCP_AUTH_SECRET."""
+        """Tell whether `presented` is MCP_AUTH_SECRET, or the one before."""
         return _is_one_of(presented, self._mcp_secrets)
+
+    def is_previous(self, presented: str) -> bool:
+        """Tell whether it is one of the shared secrets, and not the first of its kind any more."""
+        first = (*self._mcp_secrets[:1], *self._agent_secrets[:1])
+        every = (*self._mcp_secrets, *self._agent_secrets)
+        return _is_one_of(presented, every) and not _is_one_of(presented, first)
 
     def shared(self) -> Identity:
         """Everyone who knows MCP_AUTH_SECRET."""

@@ -106,6 +106,12 @@ def check(
         list[Action] | None, typer.Option(help="Several times; by default all that it may.")
     ] = None,
     agent: Annotated[str | None, typer.Option(help="An agent's id or name.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="A label that the agent must have, K=V; several times.")
+    ] = None,
+    priority: Annotated[
+        int | None, typer.Option(min=-100, max=100, help="Of waiting jobs a higher one goes first.")
+    ] = None,
     timeout_secs: Annotated[
         int, typer.Option(min=1, max=86_400, help="How long the job may take.")
     ] = 600,
@@ -144,6 +150,8 @@ def check(
                 agent_id=agent,
                 boards=tuple(BoardWish(id=board_id) for board_id in board or ()),
                 timeout_secs=timeout_secs,
+                labels=dict(_pair(word) for word in label or ()),
+                priority=priority,
             ),
         )
     except ValidationError as exc:
@@ -189,6 +197,13 @@ def _told(rule: dict[str, Any]) -> tuple[str, str]:
     narrows = [f"{kind} {', '.join(rule[kind]) or 'none'}" for kind in kinds if kind in rule]
     narrows += [f"{name} {value}" for name, value in rule.get("limits", {}).items()]
     return ", ".join(whom) or "everybody", "; ".join(narrows) or "what the role gives"
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not name or not sign:
+        raise BadRequest(f"--label {text[:40]}: written as site=lab1", field="--label")
+    return name, value
 
 
 def _words(text: str) -> tuple[str, ...]:

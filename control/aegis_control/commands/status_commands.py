@@ -68,8 +68,8 @@ def _print(found: ControlStatus) -> None:
         ("state", found.state_dir),
         ("store", _store(found)),
         ("memory", f"{found.resident_bytes // _MIB} MiB"),
-        ("agents", _known(found, _counts(found.agents) or "none is enrolled")),
-        ("jobs", _known(found, _counts(found.jobs) or "none")),
+        ("agents", _counts(found.agents) or _none(found, "none is enrolled")),
+        ("jobs", _counts(found.jobs) or _none(found, "none")),
         ("links, event streams", f"{found.links}, {found.event_streams}"),
         ("slow operations", _counts(found.slow) or f"none over {found.slow_ms} ms"),
     ]
@@ -91,11 +91,11 @@ def _print(found: ControlStatus) -> None:
 
 def _store(found: ControlStatus) -> str:
     if not found.store_ok:
-        return f"{found.store}: does not answer"
+        return f"{found.store}: does not answer, or takes nothing"
     return f"{found.store}, tables of revision {found.schema_revision}"
 
 
-def _known(found: ControlStatus, words: str) -> str:
+def _none(found: ControlStatus, words: str) -> str:
     return words if found.store_ok else "not known without the store"
 
 

@@ -28,7 +28,7 @@ def control_plane(subject: Subject) -> Check:
     if not status.store_ok:
         return error(
             "control_plane",
-            f"process {status.pid} runs, but its store does not answer",
+            f"process {status.pid} runs, but its store does not answer, or takes nothing",
             "See the checks of the database, and control's log.",
         )
     return ok("control_plane", f"process {status.pid} answers")

@@ -63,7 +63,7 @@ async def status(control: Control, call: Call) -> Reply:
             listen=control.config.listen,
             state_dir=str(control.config.state_dir),
             store="postgresql" if control.database.shared else "sqlite",
-            store_ok=store_ok,
+            store_ok=store_ok and control.database.wellness.trouble is None,
             schema_revision=revision,
             agents=dict(agents),
             jobs=open_jobs,

@@ -226,7 +226,9 @@ class Asked:
                 f"the role {identity.role} does not have" if by_role else "the request leaves out"
             )
             name = f"role {identity.role}" if by_role else "the request"
-            found.append(Why(name, RoleInsufficient(what, **facts, role=str(identity.role))))
+            remedy = None if by_role else "Leave the channel out, or ask for the action too."
+            refused = RoleInsufficient(what, remedy=remedy, **facts, role=str(identity.role))
+            found.append(Why(name, refused))
         return found
 
     def _targets(self) -> list[Why]:
