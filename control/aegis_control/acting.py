@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Final
@@ -11,7 +9,7 @@ from typing import Final
 CONTROL: Final = "control"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Actor:
     """who: an identity's or an agent's id, `local` or `control`. source: the address."""
 
@@ -28,12 +26,19 @@ def actor() -> Actor:
     return _ACTOR.get(_NOBODY)
 
 
-@contextmanager
-def acting(who: str | None = None, source: str | None = None) -> Iterator[None]:
+class acting:
     """While the block lasts, `who` acts, from `source`; what is not given stays as it was."""
-    now = actor()
-    token = _ACTOR.set(replace(now, who=who or now.who, source=source or now.source))
-    try:
-        yield
-    finally:
-        _ACTOR.reset(token)
+
+    # no generator: one of them lasts as long as each agent's link
+
+    __slots__ = ("_actor", "_token")
+
+    def __init__(self, who: str | None = None, source: str | None = None) -> None:
+        now = actor()
+        self._actor = replace(now, who=who or now.who, source=source or now.source)
+
+    def __enter__(self) -> None:
+        self._token = _ACTOR.set(self._actor)
+
+    def __exit__(self, *_: object) -> None:
+        _ACTOR.reset(self._token)

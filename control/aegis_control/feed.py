@@ -9,12 +9,9 @@ reads slowly costs nothing but its connection.
 from __future__ import annotations
 
 import asyncio
-import json
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Final
 
 from sqlalchemy.exc import DBAPIError
@@ -37,22 +34,10 @@ _LOOK_S: Final = 5.0
 _AFTER_TROUBLE_S: Final = 1.0
 
 
-@dataclass(frozen=True)
-class Told:
-    """An event, and as text what every listener gets."""
-
-    event: Announced
-
-    @cached_property
-    def text(self) -> bytes:
-        data = json.dumps(self.event.data, separators=(",", ":"))
-        return f"id: {self.event.id}\nevent: {self.event.type}\ndata: {data}\n\n".encode()
-
-
 class Feed:
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._told: list[Told] = []
+        self._told: list[Announced] = []
         self._since = 0
         """All that came after this id is in memory."""
         self._head = 0
@@ -98,7 +83,7 @@ class Feed:
             _, newest = await fleet_events.bounds(conn)
         return newest
 
-    async def after(self, cursor: int) -> Sequence[Told] | None:
+    async def after(self, cursor: int) -> Sequence[Announced] | None:
         """
         The next events after `cursor`, `BATCH` at most; nothing when there is none yet.
 
@@ -106,14 +91,13 @@ class Feed:
         event: that is of another store.
         """
         if self._since <= cursor <= self._head:
-            first = bisect_right(self._told, cursor, key=lambda told: told.event.id)
+            first = bisect_right(self._told, cursor, key=lambda told: told.id)
             return self._told[first : first + BATCH]
         async with self._database.read() as conn:
             oldest, newest = await fleet_events.bounds(conn)
             if cursor > newest or cursor < oldest - 1:
                 return None
-            found = await fleet_events.after(conn, cursor, limit=BATCH)
-        return [Told(event) for event in found]
+            return await fleet_events.after(conn, cursor, limit=BATCH)
 
     async def _begin(self, stopping: asyncio.Event) -> None:
         while not stopping.is_set():
@@ -131,10 +115,10 @@ class Feed:
                 found = await fleet_events.after(conn, self._head, limit=BATCH)
             if not found:
                 return
-            self._told += [Told(event) for event in found]
+            self._told += found
             self._head = found[-1].id
             if len(self._told) > 2 * KEPT:
-                self._since = self._told[-KEPT - 1].event.id
+                self._since = self._told[-KEPT - 1].id
                 del self._told[:-KEPT]
             for event in self._listeners:
                 event.set()

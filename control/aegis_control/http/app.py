@@ -179,7 +179,8 @@ def _around(control: Control, origins: Origins) -> Callable[..., Awaitable[web.S
         request[_REQUEST_ID] = request_id
         request[_ADDRESS] = remote_address(request, control.config.trusted_proxies)
         began = time.monotonic()
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        bound = structlog.contextvars.bind_contextvars(request_id=request_id)
+        try:
             try:
                 answer = await _guarded(control, origins, request, handler)
             finally:
@@ -198,6 +199,8 @@ def _around(control: Control, origins: Origins) -> Callable[..., Awaitable[web.S
                 status=answer.status,
                 took_ms=round((time.monotonic() - began) * 1000, 1),
             )
+        finally:
+            structlog.contextvars.reset_contextvars(**bound)
         return answer
 
     return around

@@ -89,11 +89,11 @@ class _Stream:
                 await self._say(Reset(), None)
                 await self._snapshot()
             elif news:
-                texts = [told.text for told in news if self._wanted.passes(told.event)]
+                texts = [told.text() for told in news if self._wanted.passes(told)]
                 if texts:
                     await self._sse.write(b"".join(texts))
                     quiet_since = time.monotonic()
-                self._cursor = news[-1].event.id
+                self._cursor = news[-1].id
             else:
                 keepalive_s = self._control.config.keepalive_s
                 if time.monotonic() - quiet_since >= keepalive_s:
