@@ -52,6 +52,8 @@ def test_every_hop_of_a_good_connection_is_measured(espctl: Espctl, served: Serv
     assert 0 < figures["control_latency_s"] < 5
     assert abs(figures["clock_skew_s"]) < 1
     assert set(figures["hops_s"]) == {"control", "signalling", "dtls", "ice", "agent"}
+    assert min(figures["hops_s"].values()) > 0
+    assert figures["hops_s"]["dtls"] > 0.001, "two signatures, and two round trips"
     assert figures["candidates"]["here"]["host"] >= 1
     assert figures["candidates"]["agent"]["host"] >= 1
     assert (figures["path"], figures["relayed"]) == ("host/host", False)
@@ -179,8 +181,21 @@ def test_candidates_are_counted_by_kind(sdp: str, found: dict[str, Any], text: s
 def test_the_real_programs_are_measured_for_a_viewer_too(platformio_home: Path) -> None:
     with a_stand(platformio_home) as stand:
         stand.agent()
-        measured = stand.client("viewer", role="viewer")("test-connection", "--json").expect().json
+        viewer = stand.client("viewer", role="viewer")
+        measured = viewer("test-connection", "--json").expect().json
         assert measured["status"] != "error"
-        assert measured["figures"]["measured_bytes"]["up"] > 0
-        assert measured["figures"]["down_bytes_per_s"] > 0
+        assert {"control", "clock", "grant", "signalling", "ice", "path", "dtls", "agent"} <= {
+            check["name"] for check in measured["checks"] if check["status"] != "skipped"
+        }
+        figures = measured["figures"]
+        assert 0 < figures["control_latency_s"] < 10 and abs(figures["clock_skew_s"]) < 5
+        assert min(figures["candidates"]["here"]["host"], figures["candidates"]["agent"]["host"])
+        assert (figures["path"], figures["relayed"]) == ("host/host", False)
+        assert len(figures["pair"]) == 2 and figures["ice_servers"] == []
+        assert min(figures["hops_s"].values()) > 0 and figures["rtt_s"] > 0
+        assert figures["measured_bytes"]["up"] > 0 and figures["up_bytes_per_s"] > 0
+        assert figures["measured_bytes"]["down"] > 0 and figures["down_bytes_per_s"] > 0
+        shown = viewer("test-connection").expect().raw
+        for words in ("direct (host/host)", " host", "MB/s to the agent", "no STUN or TURN"):
+            assert words in " ".join(shown.split()), shown
         assert stand.agent_row("agent")["slots_free"] == 1

@@ -121,6 +121,7 @@ async def greet(
     attempt.reach(Hop.ICE)
     await link.opened(deadline_s=max(0.1, attempt.left_s - _MARGIN_S))
     attempt.reach(Hop.AGENT)
+    attempt.divide(Hop.ICE, link.way_found_s or 0.0, Hop.DTLS)
     if not was_known:
         known.pin_first(agent)
     rpc = await stack.enter_async_context(

@@ -70,6 +70,12 @@ class Attempt:
         self.took_s[self._hop] = self.took_s.get(self._hop, 0.0) + now - self._since
         self._hop, self._since = hop, now
 
+    def divide(self, hop: Hop, first_s: float, then: Hop) -> None:
+        """Of the time that `hop` was passed in, what came after `first_s` was of the hop `then`."""
+        whole_s = self.took_s[hop]
+        self.took_s[hop] = min(first_s, whole_s)
+        self.took_s[then] = self.took_s.get(then, 0.0) + whole_s - self.took_s[hop]
+
     def arrive(self) -> None:
         """The last hop is passed."""
         self.reach(self._hop)

@@ -131,6 +131,11 @@ class LinkLife:
         return self._transport.path
 
     @property
+    def way_found_s(self) -> float | None:
+        """How long it took to find a way to the peer; the rest is proving who is there."""
+        return self._transport.way_found_s
+
+    @property
     def pair(self) -> tuple[str, str] | None:
         """The addresses in use, ours and the peer's, as `host:port`."""
         return self._transport.pair

@@ -6,6 +6,7 @@ carries messages. This file puts aiortc's three transports together and takes th
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -72,6 +73,8 @@ class Transport:
         on_channel: Callable[[RTCDataChannel], None],
     ) -> None:
         self.relay_unavailable: RelayUnavailable | None = None
+        self.way_found_s: float | None = None
+        """How long ICE took to find a way to the peer."""
         self.ended = asyncio.Event()
         """Set when the connection is over, for whatever reason: `why_ended` tells."""
         self._agreed = False
@@ -176,6 +179,7 @@ class Transport:
         FingerprintMismatch  somebody else answered
         HandshakeFailed      DTLS or SCTP did not come about
         """
+        began = time.monotonic()
         for candidate in remote.candidates:
             await self.add_candidate(candidate)
         if remote.complete:
@@ -183,6 +187,7 @@ class Transport:
         await self._ice.start(remote.ice)
         if self._ice.state != "completed":
             raise LinkUnreachable("No pair of addresses works.", progress=self.progress())
+        self.way_found_s = time.monotonic() - began
         self._dtls._set_role(dtls_role)
         expected = RTCDtlsFingerprint("sha-256", remote.fingerprint.pairs)
         await self._dtls.start(RTCDtlsParameters([expected]))
