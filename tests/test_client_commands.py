@@ -11,6 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
+from aegis_client.cli.output import Output
 from aegis_client.exit_codes import ExitCode
 from aegis_protocol import __version__
 from aegis_protocol.errors import ErrorReply
@@ -494,3 +495,16 @@ def test_the_command_line_imports_nothing_heavy_for_its_help() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_words_of_others_beside_a_result_steer_no_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = Output()
+    reason = "agent.paused: [/x] \x1b[31mhot\x07 (lab-1)"
+    out.note(reason)
+    out.line(reason)
+    out.table(("why",), ((reason,),))
+    said = capsys.readouterr()
+    for text in (said.out, said.err):
+        assert "[/x]" in text and "\x1b[31m" not in text and "\x07" not in text

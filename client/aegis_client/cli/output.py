@@ -54,12 +54,12 @@ class Output:
     def line(self, text: str) -> None:
         """A line of the result, for people."""
         if not self.json:
-            self.stdout.print(text, markup=False, soft_wrap=True)
+            self.stdout.print(_clean(text), markup=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
         """A line beside the result, for people."""
         if self.talks:
-            self.stderr.print(text, markup=False, style="dim")
+            self.stderr.print(_clean(text), markup=False, style="dim")
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         if self.json:
