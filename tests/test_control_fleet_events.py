@@ -465,7 +465,7 @@ async def test_what_is_rolled_back_is_never_told(database_url: str) -> None:
 async def test_however_many_listen_the_store_is_read_once_per_change(tmp: Path) -> None:
     async with Database.open(f"sqlite+aiosqlite:///{tmp / 'control.db'}") as database:
         feed, stopping = Feed(database), asyncio.Event()
-        reads = 0
+        reads = up_to_date = 0
         read = database.read
 
         def counted() -> Any:
@@ -476,29 +476,33 @@ async def test_however_many_listen_the_store_is_read_once_per_change(tmp: Path) 
         database.read = counted  # type: ignore[method-assign]
         async with asyncio.TaskGroup() as group:
             group.create_task(feed.run(stopping))
-            await until(lambda: reads >= 2)
 
             async def listen() -> list[int]:
-                cursor, ids = 0, list[int]()
+                nonlocal up_to_date
+                cursor, ids = 3, list[int]()
                 with feed.listen() as changed:
                     while len(ids) < 10:
                         changed.clear()
                         news = await feed.after(cursor)
                         assert news is not None
                         ids += [told.id for told in news]
-                        cursor = ids[-1] if ids else 0
+                        cursor = ids[-1] if ids else 3
                         if not news:
+                            up_to_date += 1
                             await changed.wait()
                 return ids
 
+            for n in range(3):
+                await announce_one(database, n)
+            assert reads == 0  # nobody listens
             listeners = [group.create_task(listen()) for _ in range(200)]
-            await asyncio.sleep(0)
+            await until(lambda: feed._head == 3 and up_to_date >= 200)
             before = reads
             for n in range(10):
                 await announce_one(database, n)
             async with asyncio.timeout(WITHIN_S):
                 found = await asyncio.gather(*listeners)
-            assert {tuple(ids) for ids in found} == {tuple(range(1, 11))}
+            assert {tuple(ids) for ids in found} == {tuple(range(4, 14))}
             assert reads - before <= 40  # two for each change, with one that finds nothing
             stopping.set()
             feed.wake()
@@ -509,13 +513,15 @@ async def test_a_listener_far_behind_reads_the_store_and_one_too_far_is_told(tmp
         feed, stopping = Feed(database), asyncio.Event()
         async with asyncio.TaskGroup() as group:
             group.create_task(feed.run(stopping))
-            for n in range(0, 2 * KEPT + 500, 500):
-                async with database.write() as conn:
-                    for m in range(500):
-                        news = announcements.agent_offline(f"ag-{n + m}", "x")
-                        await announcing.announce(conn, news, now_s=1)
-            total = n + 500
-            await until(lambda: feed._head == total, within_s=WITHIN_S)
+            with feed.listen():
+                await until(lambda: feed._head == 0)
+                for n in range(0, 2 * KEPT + 500, 500):
+                    async with database.write() as conn:
+                        for m in range(500):
+                            news = announcements.agent_offline(f"ag-{n + m}", "x")
+                            await announcing.announce(conn, news, now_s=1)
+                total = n + 500
+                await until(lambda: feed._head == total, within_s=WITHIN_S)
             assert len(feed._told) <= 2 * KEPT
             cursor, ids = 0, list[int]()
             while found := await feed.after(cursor):

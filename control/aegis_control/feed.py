@@ -4,6 +4,7 @@ The newest of `GET /events`, read from the store once for all who listen here.
 A listener has a cursor and no queue: it takes what comes after its cursor from the newest events,
 which are kept in memory once for all, or from the store when it is further behind. So one that
 reads slowly costs nothing but its connection.
+While nobody listens nothing is read.
 """
 
 from __future__ import annotations
@@ -38,12 +39,11 @@ class Feed:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._told: list[Announced] = []
-        self._since = 0
-        """All that came after this id is in memory."""
-        self._head = 0
+        self._since = self._head = -1
+        """All that came after the one, up to the other, is in memory."""
         self._news = asyncio.Event()
         self._listeners: set[asyncio.Event] = set()
-        database.bus.subscribe(TOPIC, lambda _: self._news.set())
+        database.bus.subscribe(TOPIC, lambda _: self._told_of_news())
 
     @property
     def listening(self) -> int:
@@ -51,27 +51,34 @@ class Feed:
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Read what is announced until `stopping` is set (and `wake` called)."""
-        await self._begin(stopping)
+        follows = False
         while not stopping.is_set():
             self._news.clear()
             try:
-                await self._read()
+                if not self._listeners:
+                    follows = False
+                elif follows:
+                    await self._read()
+                else:
+                    await self._begin()
+                    follows = True
             except DBAPIError as exc:
                 log.error("store.failed", detail=str(exc.orig))  # noqa: TRY400
                 await set_within(stopping, _AFTER_TROUBLE_S)
+                self._news.set()
             await set_within(self._news, _LOOK_S)
 
     def wake(self) -> None:
         """Have everybody look: the loop, and all who listen."""
         self._news.set()
-        for event in self._listeners:
-            event.set()
+        self._wake_listeners()
 
     @contextmanager
     def listen(self) -> Iterator[asyncio.Event]:
         """Yield an event that is set at all news; clear it before `after`."""
         event = asyncio.Event()
         self._listeners.add(event)
+        self._news.set()
         try:
             yield event
         finally:
@@ -99,15 +106,19 @@ class Feed:
                 return None
             return await fleet_events.after(conn, cursor, limit=BATCH)
 
-    async def _begin(self, stopping: asyncio.Event) -> None:
-        while not stopping.is_set():
-            try:
-                self._since = self._head = await self.head()
-            except DBAPIError as exc:
-                log.error("store.failed", detail=str(exc.orig))  # noqa: TRY400
-                await set_within(stopping, _AFTER_TROUBLE_S)
-            else:
-                return
+    def _told_of_news(self) -> None:
+        if self._listeners:
+            self._news.set()
+
+    def _wake_listeners(self) -> None:
+        for event in self._listeners:
+            event.set()
+
+    async def _begin(self) -> None:
+        """Keep what comes from now on; what came before is in the store for who looks for it."""
+        self._told, self._since = [], await self.head()
+        self._head = self._since
+        self._wake_listeners()
 
     async def _read(self) -> None:
         while True:
@@ -120,7 +131,6 @@ class Feed:
             if len(self._told) > 2 * KEPT:
                 self._since = self._told[-KEPT - 1].id
                 del self._told[:-KEPT]
-            for event in self._listeners:
-                event.set()
+            self._wake_listeners()
             if len(found) < BATCH:
                 return
