@@ -57,16 +57,19 @@ async def test_who_acts_and_from_where_is_known_without_being_said(database_url:
 
 
 async def test_facts_without_measure_or_sense_are_cut_to_their_names(database_url: str) -> None:
-    async with Database.open(database_url) as database, database.write() as conn:
-        hostile = (
-            {"large": "x" * 20_000},
-            {"endless": float("nan")},
-            {"fine": [1, "\x00", "\ud800"]},
-        )
-        for facts in hostile:
-            act = Act(what="agent.claimed", who="ag\n" + "x" * 100, outcome="\x1b[31m", facts=facts)
-            await audit.record(conn, act, now_s=1)
-        rows = (await conn.execute(select(table).order_by(table.c.id))).all()
+    hostile = (
+        {"large": "x" * 20_000},
+        {"endless": float("nan")},
+        {"fine": [1, "\x00", "\ud800"]},
+    )
+    async with Database.open(database_url) as database:
+        async with database.write() as conn:
+            for facts in hostile:
+                who, outcome = "ag\n" + "x" * 100, "\x1b[31m"
+                act = Act(what="agent.claimed", who=who, outcome=outcome, facts=facts)
+                await audit.record(conn, act, now_s=1)
+        async with database.read() as conn:
+            rows = (await conn.execute(select(table).order_by(table.c.id))).all()
     assert [row.facts for row in rows] == [
         {"cut": ["large"], "size_bytes": 20_013},
         {"unreadable": ["endless"]},

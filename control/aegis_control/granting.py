@@ -187,7 +187,7 @@ class Granting:
         if agent is None:
             return None
         claims = self._claims(identity, request, job, decision, agent.id)
-        await grants.add(change.conn, claims)
+        grants.add(change.conn, claims)
         await record(change.conn, _issued(claims, decision), now_s=claims.iat)
         return Granted(claims, agent)
 

@@ -15,6 +15,7 @@ from aegis_control.acting import actor
 from aegis_control.bus import tell
 from aegis_control.store.audit_chain import record_of
 from aegis_control.store.tables import audit
+from aegis_control.store.written_last import add_last
 
 MAX_FACTS_BYTES: Final = 16_384
 
@@ -72,8 +73,12 @@ class Wanted:
 
 
 async def record(conn: AsyncConnection, act: Act, *, now_s: float) -> None:
-    """Write `act`; it stands when the transaction is committed, and is sealed within a second."""
-    await conn.execute(
+    """
+    Write `act` at the transaction's end; it stands when that is committed, and is sealed within a
+    second.
+    """
+    add_last(
+        conn,
         _ADD,
         {
             "at": now_s,

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from aegis_protocol.failures.board import BoardBusy
-from sqlalchemy import ColumnElement, or_, select, update
+from sqlalchemy import ColumnElement, bindparam, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aegis_control.store.conflicts import add_unless_there
@@ -17,6 +18,24 @@ from aegis_control.store.tables import board_fences, board_leases, jobs
 
 BoardKey = tuple[str, str]
 """An agent's id and a board's."""
+
+_RELEASE: Final = (
+    update(board_fences)
+    .where(board_fences.c.job_id == bindparam("job"))
+    .values(job_id=None, freed_at=bindparam("now"), kicked=None)
+)
+_HOLDINGS: Final = (
+    select(
+        board_fences.c.agent_id,
+        board_fences.c.board_id,
+        board_fences.c.job_id,
+        board_fences.c.lease_id,
+        board_fences.c.lease_identity,
+        board_leases.c.expires_at,
+    )
+    .select_from(board_fences.outerjoin(board_leases, board_leases.c.id == board_fences.c.lease_id))
+    .where(or_(board_fences.c.job_id.is_not(None), board_fences.c.lease_id.is_not(None)))
+)
 
 
 @dataclass(frozen=True)
@@ -66,12 +85,7 @@ async def hold(
 
 async def release(conn: AsyncConnection, job_id: str, *, now_s: float) -> int:
     """Give back what `job_id` holds; returns how many boards that were."""
-    statement = (
-        update(board_fences)
-        .where(board_fences.c.job_id == job_id)
-        .values(job_id=None, freed_at=now_s, kicked=None)
-    )
-    return (await conn.execute(statement)).rowcount
+    return (await conn.execute(_RELEASE, {"job": job_id, "now": now_s})).rowcount
 
 
 async def lease(
@@ -130,23 +144,9 @@ async def kicked(conn: AsyncConnection, agent_id: str) -> tuple[Kicked, ...]:
 
 async def holdings(conn: AsyncConnection) -> Holdings:
     """Who has what, in one look."""
-    statement = (
-        select(
-            board_fences.c.agent_id,
-            board_fences.c.board_id,
-            board_fences.c.job_id,
-            board_fences.c.lease_id,
-            board_fences.c.lease_identity,
-            board_leases.c.expires_at,
-        )
-        .select_from(
-            board_fences.outerjoin(board_leases, board_leases.c.id == board_fences.c.lease_id)
-        )
-        .where(or_(board_fences.c.job_id.is_not(None), board_fences.c.lease_id.is_not(None)))
-    )
     by_job: dict[BoardKey, str] = {}
     by_lease: dict[BoardKey, LeaseHolding] = {}
-    for agent_id, board_id, job_id, lease_id, identity, until_s in await conn.execute(statement):
+    for agent_id, board_id, job_id, lease_id, identity, until_s in await conn.execute(_HOLDINGS):
         if job_id is not None:
             by_job[agent_id, board_id] = job_id
         if lease_id is not None:

@@ -29,6 +29,7 @@ from aegis_control.store.failures import SchemaNewer, StoreUnusable
 from aegis_control.store.migrate import Schema
 from aegis_control.store.tables import keys
 from aegis_control.store.wellness import Wellness
+from aegis_control.store.written_last import forget_last, write_last
 
 __all__ = ["Database", "Schema", "SchemaNewer", "StoreUnusable"]
 
@@ -63,6 +64,10 @@ class Database:
         self._engine = engine
         self._writing: AsyncEngine = engine.execution_options(**{WRITES: True})
         one_writer = engine.dialect.name == "sqlite"
+        # PostgreSQL's statements see what is committed when each begins, in a transaction or not
+        self._reading = (
+            engine if one_writer else engine.execution_options(isolation_level="AUTOCOMMIT")
+        )
         self._turn: asyncio.Lock | nullcontext[None] = (
             asyncio.Lock() if one_writer else nullcontext()
         )
@@ -94,9 +99,9 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that writes nothing."""
+        """Read only. With SQLite it is a transaction: all statements see the same."""
         began = time.monotonic()
-        async with self._watched(), _connected(self._engine) as conn:
+        async with self._watched(), _connected(self._reading) as conn:
             yield conn
         self.timed("read", time.monotonic() - began)
 
@@ -114,8 +119,10 @@ class Database:
             async with self._turn, self._watched(), _connected(self._writing) as conn:
                 take_words(conn)  # of one that was rolled back on this connection
                 forget_announced(conn)
+                forget_last(conn)
                 async with conn.begin():
                     yield conn
+                    await write_last(conn)
                     await write_announced(conn)
                     words = take_words(conn)
                     await self._tell_others(conn, words)

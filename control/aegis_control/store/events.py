@@ -7,12 +7,18 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from aegis_protocol.events import SignalEvent
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import bindparam, delete, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aegis_control.store.tables import job_events
 
 _ADD: Final = insert(job_events)
+_AFTER: Final = (
+    select(job_events.c.id, job_events.c.type, job_events.c.data)
+    .where(job_events.c.job_id == bindparam("job"), job_events.c.id > bindparam("cursor"))
+    .order_by(job_events.c.id)
+    .limit(bindparam("most"))
+)
 
 
 @dataclass(frozen=True)
@@ -31,13 +37,8 @@ async def after(
     conn: AsyncConnection, job_id: str, cursor: int, *, limit: int
 ) -> tuple[StoredEvent, ...]:
     """The job's events with an id above `cursor`, oldest first."""
-    statement = (
-        select(job_events.c.id, job_events.c.type, job_events.c.data)
-        .where(job_events.c.job_id == job_id, job_events.c.id > cursor)
-        .order_by(job_events.c.id)
-        .limit(limit)
-    )
-    return tuple(StoredEvent(row.id, row.type, row.data) for row in await conn.execute(statement))
+    wanted = {"job": job_id, "cursor": cursor, "most": limit}
+    return tuple(StoredEvent(*row) for row in await conn.execute(_AFTER, wanted))
 
 
 async def since(

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aegis_control.acting import actor
 from aegis_control.store.tables import grants
+from aegis_control.store.written_last import add_last
 
 _ADD: Final = insert(grants)
 
@@ -39,8 +40,10 @@ class GrantRecord:
     closed_code: str | None = None
 
 
-async def add(conn: AsyncConnection, claims: GrantClaims) -> None:
-    await conn.execute(
+def add(conn: AsyncConnection, claims: GrantClaims) -> None:
+    """Keep a grant, at the transaction's end."""
+    add_last(
+        conn,
         _ADD,
         {
             "jti": claims.jti,

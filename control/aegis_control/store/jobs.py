@@ -36,6 +36,11 @@ _ADD: Final = insert(jobs)
 _ONE: Final = select(jobs).where(jobs.c.id == bindparam("job"))
 _OPEN: Final = select(jobs).where(jobs.c.state.in_(OPEN))
 _SOME_OPEN: Final = _OPEN.where(jobs.c.id.in_(bindparam("jobs", expanding=True)))
+_SET_END: Final = (
+    update(jobs)
+    .where(jobs.c.id == bindparam("job"), jobs.c.state.in_(LIVE))
+    .values(ends_at=bindparam("end"))
+)
 _EXPLAIN: Final = (
     update(jobs)
     .where(jobs.c.id == bindparam("job"), jobs.c.state == JobState.PENDING)
@@ -199,9 +204,7 @@ async def set_reasons(conn: AsyncConnection, job_id: str, reasons: Sequence[Reas
 
 async def set_end(conn: AsyncConnection, job_id: str, ends_at: float) -> None:
     await tell(conn, "job", job_id)
-    await conn.execute(
-        update(jobs).where(jobs.c.id == job_id, jobs.c.state.in_(LIVE)).values(ends_at=ends_at)
-    )
+    await conn.execute(_SET_END, {"job": job_id, "end": ends_at})
 
 
 async def set_lacked(conn: AsyncConnection, job_id: str, error: ErrorBody, *, now_s: float) -> None:

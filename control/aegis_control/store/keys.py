@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from aegis_protocol.actions import Role
-from sqlalchemy import Row, delete, func, insert, or_, select, update
+from sqlalchemy import Row, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aegis_control.bus import tell
@@ -63,8 +63,11 @@ async def add(
     )
 
 
+_ONE: Final = select(keys).where(keys.c.id == bindparam("key"))
+
+
 async def get(conn: AsyncConnection, key_id: str) -> KeyRecord | None:
-    row = (await conn.execute(select(keys).where(keys.c.id == key_id))).one_or_none()
+    row = (await conn.execute(_ONE, {"key": key_id})).one_or_none()
     return None if row is None else _record(row)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from aegis_protocol.control_link import Revocation
 from pydantic import TypeAdapter
-from sqlalchemy import Row, and_, delete, func, insert, or_, select, update
+from sqlalchemy import Row, and_, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aegis_control.bus import tell
@@ -26,6 +26,11 @@ MOST: Final = 400
 
 _FEW_IDS: Final = 32
 """As many agents are named in a statement; of more, those that are meant are picked out."""
+
+_JOB: Final = and_(revocations.c.kind == "job", revocations.c.what == bindparam("job"))
+_GRANT: Final = and_(revocations.c.kind == "grant", revocations.c.what == bindparam("jti"))
+_OF_JOB: Final = select(revocations.c.seq).where(_JOB).limit(1)
+_OF_GRANT: Final = select(revocations.c.seq).where(or_(_GRANT, _JOB)).limit(1)
 
 _REVOCATION: Final[TypeAdapter[Revocation]] = TypeAdapter(Revocation)
 
@@ -123,16 +128,12 @@ async def done(conn: AsyncConnection, agent_id: str, through: int) -> None:
 
 async def is_revoked(conn: AsyncConnection, jti: str, job_id: str) -> bool:
     """Tell whether this grant, or its whole job, was revoked."""
-    hit = or_(
-        and_(revocations.c.kind == "grant", revocations.c.what == jti),
-        and_(revocations.c.kind == "job", revocations.c.what == job_id),
-    )
-    return (await conn.execute(select(revocations.c.seq).where(hit).limit(1))).first() is not None
+    found = await conn.execute(_OF_GRANT, {"jti": jti, "job": job_id})
+    return found.first() is not None
 
 
 async def is_job_revoked(conn: AsyncConnection, job_id: str) -> bool:
-    hit = and_(revocations.c.kind == "job", revocations.c.what == job_id)
-    return (await conn.execute(select(revocations.c.seq).where(hit).limit(1))).first() is not None
+    return (await conn.execute(_OF_JOB, {"job": job_id})).first() is not None
 
 
 async def recent(conn: AsyncConnection, *, limit: int) -> tuple[RevocationRecord, ...]:

@@ -8,23 +8,25 @@ it says in its next `hello`; a session ends with its job in any case.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Final
 
 from aegis_protocol.actions import Action
-from sqlalchemy import ColumnElement, Row, Select, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, Row, Select, and_, bindparam, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from aegis_control.store.jobs import LIVE
 from aegis_control.store.tables import agents, grants, jobs, keys, offers, revocations
 
+_OPENED: Final = (
+    update(grants)
+    .where(grants.c.jti == bindparam("grant"), grants.c.opened_at.is_(None))
+    .values(opened_at=bindparam("now"))
+)
+
 
 async def opened(conn: AsyncConnection, jti: str, *, now_s: float) -> None:
     """The grant's connection is open; once more changes nothing."""
-    await conn.execute(
-        update(grants)
-        .where(grants.c.jti == jti, grants.c.opened_at.is_(None))
-        .values(opened_at=now_s)
-    )
+    await conn.execute(_OPENED, {"grant": jti, "now": now_s})
 
 
 async def closed(
