@@ -10,7 +10,7 @@ import pytest
 from aegis_control.scheduler import (
     AgentView,
     Decision,
-    KnownCapability,
+    KnownFleet,
     Leased,
     WaitingJob,
     decide,
@@ -327,7 +327,7 @@ def test_a_thousand_jobs_and_a_hundred_agents_are_decided_in_one_go() -> None:
 
 
 def test_what_is_known_of_agents_saves_time_and_changes_nothing() -> None:
-    known = KnownCapability()
+    known = KnownFleet()
     lab = agent("lab", targets=frozenset({"esp32"}))
     asked = job(target="esp32")
     for views in (

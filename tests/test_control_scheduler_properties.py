@@ -6,8 +6,17 @@ import random
 from collections import Counter, defaultdict
 from dataclasses import replace
 from itertools import permutations
+from typing import Any
 
-from aegis_control.scheduler import AgentView, Decision, Leased, WaitingJob, decide, satisfies
+from aegis_control.scheduler import (
+    AgentView,
+    Decision,
+    KnownFleet,
+    Leased,
+    WaitingJob,
+    decide,
+    satisfies,
+)
 from aegis_control.scheduler.decide import KEEP_AFTER_S
 from aegis_control.scheduler.order import AGING_S
 from aegis_protocol.board import Board, BoardWish
@@ -220,6 +229,43 @@ def test_the_order_in_which_things_are_told_changes_nothing(
     chance.shuffle(queue)
     chance.shuffle(fleet)
     assert decide(queue, fleet, load, now_s=now_s) == found
+
+
+@quickly
+@given(st.data())
+def test_what_is_kept_from_decision_to_decision_changes_none(data: st.DataObject) -> None:
+    known = KnownFleet()
+    free: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
+        {
+            "slots_free": st.integers(0, 3),
+            "cpu_free": st.sampled_from([0.5, 2.0, 4.0]),
+            "memory_free_mb": st.sampled_from([512, 2048, 4096]),
+            "warm": st.sampled_from([frozenset[str](), frozenset({"p1"})]),
+        }
+    )
+    queue = [
+        WaitingJob(id=f"j{n}", identity="ann", created_at=n, cpu_cores=cpu, memory_mb=mb)
+        for n, (cpu, mb) in enumerate([(0.5, 512), (2.0, 512), (0.5, 2048), (4.0, 4096)])
+    ]
+    queue.append(replace(queue[0], id="warm", project_key="p1"))
+    others: list[dict[str, Any]] = [
+        {"state": AgentState.PAUSED},
+        {"name": "y"},
+        {"slots": 4},
+        {"cpu_cores": 1.0},
+    ]
+    idle = AgentView("", "", AgentState.ONLINE, slots=3, cpu_cores=4.0, memory_mb=4096)
+    fleet = [
+        replace(idle, id=f"ag-{n}", name=f"x{n}", **data.draw(free))
+        for n in range(data.draw(st.integers(2, 5)))
+    ]
+    for _ in range(5):
+        for asked in (queue, queue[:2], queue[2:]):
+            assert decide(asked, fleet, {}, known=known) == decide(asked, fleet, {})
+        for place in data.draw(st.sets(st.integers(0, len(fleet) - 1), max_size=2)):
+            fleet[place] = replace(fleet[place], **data.draw(free))
+        if data.draw(st.integers(0, 3)) == 0:
+            fleet[0] = replace(fleet[0], **data.draw(st.sampled_from(others)))
 
 
 @quickly

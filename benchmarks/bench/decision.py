@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from typing import Final
 
-from aegis_control.scheduler import AgentView, KnownCapability, WaitingJob, decide
+from aegis_control.scheduler import AgentView, KnownFleet, WaitingJob, decide
 from aegis_protocol.board import Board, BoardWish
 from aegis_protocol.http_api.toolchains import Toolchain, ToolchainWish
 from aegis_protocol.states import AgentState
@@ -85,7 +85,7 @@ def a_queue() -> list[WaitingJob]:
 
 
 def _best_ms(queue: list[WaitingJob], fleet: list[AgentView]) -> float:
-    took, known = [], KnownCapability()  # kept from tick to tick, as control does
+    took, known = [], KnownFleet()  # kept from tick to tick, as control does
     for _ in range(_TURNS):
         began = time.thread_time()
         decide(queue, fleet, {}, now_s=600.0, known=known)

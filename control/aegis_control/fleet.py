@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
 
 from aegis_protocol.board import Board
 from aegis_protocol.http_api.agents import Agent
@@ -45,27 +46,50 @@ class IdleViews:
             self._views = {k: view for k, view in self._views.items() if k in records}
 
 
+class Roll:
+    """
+    The agents, and what of them does not change with their jobs.
+
+    records  by name
+    idle     of each what the scheduler would see if it had no job
+    places   where in these each agent is
+    """
+
+    def __init__(
+        self, records: Iterable[AgentRecord], links: Mapping[str, Linked], views: IdleViews
+    ) -> None:
+        self.records: Final = sorted(records, key=lambda record: (record.name, record.id))
+        self.links: Final = links
+        self.idle: Final = [views.of(record, links.get(record.id)) for record in self.records]
+        self.places: Final = {record.id: place for place, record in enumerate(self.records)}
+
+
 @dataclass(frozen=True)
 class Fleet:
     """One look at everything. held: who has which board."""
 
-    records: tuple[AgentRecord, ...]
-    links: Mapping[str, Linked]
+    roll: Roll
     live: tuple[JobRecord, ...]
     held: Holdings
-    idle: IdleViews = field(default_factory=IdleViews)
+
+    @property
+    def records(self) -> Sequence[AgentRecord]:
+        """By name."""
+        return self.roll.records
+
+    def name_of(self, agent_id: str) -> str:
+        return self.roll.records[self.roll.places[agent_id]].name
 
     @classmethod
     async def look(cls, conn: AsyncConnection, links: Links) -> Fleet:
         return cls(
-            records=await agents.every(conn),
-            links=links.all(),
+            roll=Roll(await agents.every(conn), links.all(), IdleViews()),
             live=await jobs.in_states(conn, LIVE),
             held=await boards.holdings(conn),
         )
 
     def views(self) -> list[AgentView]:
-        """What the scheduler sees."""
+        """What the scheduler sees, by name."""
         taken: dict[str, list[JobRecord]] = defaultdict(list)
         for job in self.live:
             if job.agent_id is not None:
@@ -77,14 +101,16 @@ class Fleet:
         leased: dict[str, dict[str, Leased]] = defaultdict(dict)
         for (agent_id, board_id), lease in self.held.leases.items():
             leased[agent_id][board_id] = Leased(lease.identity, lease.until_s)
-        views = []
-        for record in self.records:
-            view = self.idle.of(record, self.links.get(record.id))
-            if record.id in taken or record.id in held or record.id in leased:
-                view = _loaded(
-                    view, taken.get(record.id, ()), held.get(record.id, {}), leased.get(record.id)
+        views = list(self.roll.idle)
+        for agent_id in taken.keys() | held.keys() | leased.keys():
+            place = self.roll.places.get(agent_id)
+            if place is not None:
+                views[place] = _loaded(
+                    views[place],
+                    taken.get(agent_id, ()),
+                    held.get(agent_id, {}),
+                    leased.get(agent_id),
                 )
-            views.append(view)
         return views
 
     def load(self) -> Mapping[str, int]:
@@ -98,7 +124,7 @@ class Fleet:
         """The answer of `GET /agents`."""
         rows = []
         for record, view in zip(self.records, self.views(), strict=True):
-            link = self.links.get(record.id)
+            link = self.roll.links.get(record.id)
             rows.append(
                 Agent(
                     id=record.id,
@@ -191,6 +217,8 @@ class FleetMirror:
         self._agents = agent_records
         self._jobs = open_jobs
         self._idle = IdleViews()
+        self._roll = Roll((), {}, self._idle)
+        self._as_of = (-1, -1)
 
     async def now(self) -> Fleet:
         async with self._database.read() as conn:
@@ -198,8 +226,12 @@ class FleetMirror:
         open_jobs = await self._jobs.now()
         live = tuple(job for job in open_jobs.values() if job.state in LIVE)
         records = await self._agents.now()
-        self._idle.keep_only(records)
-        return Fleet(tuple(records.values()), self._links.all(), live, held, self._idle)
+        now = (self._agents.version, self._links.version)
+        if now != self._as_of:
+            self._idle.keep_only(records)
+            self._roll = Roll(records.values(), self._links.all(), self._idle)
+            self._as_of = now
+        return Fleet(self._roll, live, held)
 
 
 def _idle(record: AgentRecord, link: Linked | None) -> AgentView:

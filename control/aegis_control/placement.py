@@ -32,7 +32,7 @@ from aegis_control.log import get_logger
 from aegis_control.metrics import Metrics
 from aegis_control.new_job import NewJob
 from aegis_control.policy.weighing import AGENT_KINDS
-from aegis_control.scheduler import Decision, KnownCapability, Match, WaitingJob, decide
+from aegis_control.scheduler import Decision, KnownFleet, Match, WaitingJob, decide
 from aegis_control.store import boards, identities, jobs
 from aegis_control.store.database import Database
 from aegis_control.store.jobs import JobRecord
@@ -60,7 +60,7 @@ class _Asked:
 
 @dataclass(frozen=True)
 class _Found:
-    """A decision, and what it is about. agents: their names by id."""
+    """A decision, and what it is about. agents: the names by id of those that get a job."""
 
     decision: Decision
     pending: Mapping[str, JobRecord]
@@ -85,7 +85,7 @@ class Placement:
         self._leasing = leasing
         self._metrics = metrics
         self._changed = changed
-        self._known = KnownCapability()
+        self._known = KnownFleet()
         self._quiet_until_s = 0.0
         self._upcoming: asyncio.Future[None] | None = None
         self._asked: list[_Asked] = []
@@ -228,7 +228,9 @@ class Placement:
             now_s=time.time(),
             known=self._known,
         )
-        return _Found(decision, pending, {record.id: record.name for record in fleet.records})
+        matched = {match.agent_id for match in decision.matches}
+        names = {agent_id: fleet.name_of(agent_id) for agent_id in matched}
+        return _Found(decision, pending, names)
 
     async def _carry_out(
         self, change: Change, found: _Found, made: Mapping[str, NewJob]

@@ -46,7 +46,7 @@ async def status(control: Control, call: Call) -> Reply:
             for record in fleet.records
             if record.skew_s is not None
             and abs(record.skew_s) > _SKEW_S
-            and record.id in fleet.links
+            and record.id in fleet.roll.links
         }
         open_jobs = {str(state): count for state, count in counts.items()}
     except DBAPIError:

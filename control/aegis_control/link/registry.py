@@ -27,6 +27,8 @@ class Links:
         self._arriving: Counter[str] = Counter()
         self._metrics = metrics
         self._on_change = on_change
+        self.version = 0
+        """Another one whenever an agent came, went or said something new of itself."""
 
     def all(self) -> Mapping[str, Linked]:
         """Every agent's link, wherever it is."""
@@ -70,6 +72,7 @@ class Links:
             return False
         self._down_since[agent_id] = time.monotonic()
         self._superseded(self._links.pop(agent_id))
+        self.version += 1
         return True
 
     def add(self, link: Link) -> None:
@@ -137,6 +140,7 @@ class Links:
             self.changed()
 
     def changed(self) -> None:
+        self.version += 1
         self._metrics.agents_online.set(len(self._links))
         self._on_change()
 

@@ -5,8 +5,9 @@ Pure: nothing here waits, reads a clock or writes, and the same question has the
 of agents are bits of an integer, so that five hundred jobs and a thousand agents take milliseconds.
 """
 
-from aegis_control.scheduler.capability import KnownCapability, satisfies
+from aegis_control.scheduler.capability import satisfies
 from aegis_control.scheduler.decide import decide
+from aegis_control.scheduler.known import KnownFleet
 from aegis_control.scheduler.leases import Place, allot, candidates
 from aegis_control.scheduler.order import in_turn
 from aegis_control.scheduler.words import AgentView, Decision, Leased, Match, WaitingJob
@@ -14,7 +15,7 @@ from aegis_control.scheduler.words import AgentView, Decision, Leased, Match, Wa
 __all__ = [
     "AgentView",
     "Decision",
-    "KnownCapability",
+    "KnownFleet",
     "Leased",
     "Match",
     "Place",

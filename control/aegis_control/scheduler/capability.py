@@ -24,9 +24,6 @@ _WORDS: Final[Mapping[AgentState, str]] = {
 }
 """What is said of an agent that takes no jobs, where it gives no reason itself."""
 
-_MOST_WISHES: Final = 1000
-"""Clients make them up: so many answers are kept at most."""
-
 _Chains = tuple[tuple[str, str, tuple[str, ...]], ...]
 """The toolchains of an agent: kind, version, targets."""
 
@@ -40,29 +37,6 @@ def satisfies(version: str, wanted: str) -> bool:
         return Version(version) in SpecifierSet(wanted, prereleases=True)
     except (InvalidVersion, InvalidSpecifier):
         return False
-
-
-class KnownCapability:
-    """
-    The capability of the agents as of the last decision, for as long as nothing of it changed.
-
-    What an agent has free changes with every job; what it can do, hardly ever.
-    """
-
-    def __init__(self) -> None:
-        self._source: list[tuple[object, ...]] = []
-        self._known: Capability | None = None
-
-    def of(self, views: Sequence[AgentView]) -> Capability:
-        source: list[tuple[object, ...]] = [
-            (v.id, v.name, v.state, v.reason, v.labels, v.targets, v.toolchains) for v in views
-        ]
-        known = self._known
-        # a list compares its items by identity first, and they are the same objects as before
-        if known is None or source != self._source or known.wishes > _MOST_WISHES:
-            self._source, self._known = source, Capability(views)
-            return self._known
-        return known
 
 
 class Capability:

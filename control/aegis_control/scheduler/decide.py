@@ -16,12 +16,11 @@ from typing import Final, TypeAlias
 
 from aegis_protocol.http_api.jobs import Reason
 
-from aegis_control.scheduler.agent_set import AgentSet, by_key, members
+from aegis_control.scheduler.agent_set import AgentSet, members
 from aegis_control.scheduler.board_choice import BoardChoice
-from aegis_control.scheduler.capability import Capability, KnownCapability
+from aegis_control.scheduler.known import Fleet, KnownFleet
 from aegis_control.scheduler.objections import NO_AGENT, Objection, Objections
 from aegis_control.scheduler.order import in_turn, waited_s
-from aegis_control.scheduler.room import Room
 from aegis_control.scheduler.words import AgentView, Decision, Match, WaitingJob
 
 KEEP_AFTER_S: Final = 60.0
@@ -35,17 +34,16 @@ def decide(
     load: Mapping[str, int],
     *,
     now_s: float = 0.0,
-    known: KnownCapability | None = None,
+    known: KnownFleet | None = None,
 ) -> Decision:
     """
     Match jobs with agents, and say of each other job why it waits.
 
     load   how many jobs each identity has on agents already
     now_s  unix seconds: how long each job has waited counts from there
-    known  what agents can do, as of the last decision; it saves time, and changes nothing
+    known  of the agents, as of the last decision; it saves time, and changes nothing
     """
-    views = sorted(agents, key=lambda view: (view.name, view.id))
-    desk = _Desk(views, load, (known or KnownCapability()).of(views))
+    desk = _Desk((known or KnownFleet()).of(agents), load)
     matches: list[Match] = []
     reasons: dict[str, tuple[Reason, ...]] = {}
     for job in in_turn(waiting, load, now_s=now_s):
@@ -80,16 +78,15 @@ def _shape(job: WaitingJob) -> _Shape:
 
 
 class _Desk:
-    """One decision while it is made. views: sorted by name."""
+    """One decision while it is made."""
 
-    def __init__(
-        self, views: Sequence[AgentView], load: Mapping[str, int], capability: Capability
-    ) -> None:
-        self._views = views
+    def __init__(self, fleet: Fleet, load: Mapping[str, int]) -> None:
+        self._views = views = fleet.views
         self._everybody: AgentSet = (1 << len(views)) - 1
-        self._capability = capability
-        self._room = Room(views)
-        self._words = Objections([view.name for view in views])
+        self._capability = fleet.capability
+        self._room = fleet.room
+        self._warm = fleet.warm
+        self._words = Objections(views)
         self._load: dict[str, int] = defaultdict(int, load)
         self._may_keep = min(_MOST_KEPT, max(1, len(views) // 4))
         self._capables: dict[_Asked, tuple[dict[Objection, AgentSet], AgentSet]] = {}
@@ -99,10 +96,6 @@ class _Desk:
     @cached_property
     def _boards(self) -> BoardChoice:
         return BoardChoice(self._views)
-
-    @cached_property
-    def _warm(self) -> Mapping[str, AgentSet]:
-        return by_key(self._views, lambda view: view.warm)
 
     def place(self, job: WaitingJob) -> Match | tuple[Reason, ...]:
         """Give the job the best agent that fits, or say what is in the way at each."""

@@ -54,7 +54,7 @@ def allot(wanted: WaitingJob, agents: Sequence[AgentView]) -> Place | tuple[Reas
         if not isinstance(found, Objection):
             return Place(views[place].id, found[0])
         against[found] |= 1 << place
-    return Objections([view.name for view in views]).told(against)
+    return Objections(views).told(against)
 
 
 def candidates(wanted: WaitingJob, agents: Sequence[AgentView]) -> frozenset[Place]:

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 from aegis_protocol.http_api.jobs import Reason
 
 from aegis_control.scheduler.agent_set import AgentSet, members
+from aegis_control.scheduler.words import AgentView
 
 MAX_NAMES: Final = 16
 """So many agents of one reason are named; of a thousand that say the same nobody reads more."""
@@ -20,10 +21,10 @@ class Objection(NamedTuple):
 
 
 class Objections:
-    """names: of the agents, by position."""
+    """views: the agents, by position."""
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = names
+    def __init__(self, views: Sequence[AgentView]) -> None:
+        self._views = views
         self._told: dict[tuple[Objection, AgentSet], Reason] = {}
         self._named: dict[AgentSet, tuple[str, ...]] = {}
 
@@ -49,7 +50,7 @@ class Objections:
         known = self._named.get(agents)
         if known is None:
             named = islice(members(agents), MAX_NAMES)
-            self._named[agents] = known = tuple(self._names[place] for place in named)
+            self._named[agents] = known = tuple(self._views[place].name for place in named)
         return known
 
 

@@ -39,6 +39,8 @@ class Mirror(Generic[Record]):
         self._read = read
         self._rows: dict[str, Record] = {}
         self._stale: set[str] = {EVERYTHING}
+        self.version = 0
+        """Another one whenever rows were read."""
         self._refreshing = asyncio.Lock()
         database.bus.subscribe(topic, self._stale_add)
 
@@ -72,6 +74,7 @@ class Mirror(Generic[Record]):
             for row_id in wanted:
                 self._rows.pop(row_id, None)
         self._rows.update(found)
+        self.version += 1
 
     def _stale_add(self, row_id: str) -> None:
         self._stale.add(row_id)
