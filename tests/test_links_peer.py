@@ -16,6 +16,7 @@ from pathlib import Path
 import ifaddr
 import pytest
 from aegis_links.certificate import Certificate
+from aegis_links.heartbeat import PING
 from aegis_links.peer_link import PeerLink
 from aegis_links.rejecting import MAX_REJECTED_CHANNELS
 from aegis_links.session_description import MAX_REMOTE_CANDIDATES, read_description
@@ -42,6 +43,7 @@ from aegis_protocol.failures.link import (
 from aegis_protocol.fingerprint import Fingerprint
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from linked_peers import ALL, linked_peers
+from waiting import until
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -123,6 +125,15 @@ async def test_a_vanished_peer_ends_every_stream_within_eight_seconds(
             peer.kill()
         await peer.wait()
     assert not [r for r in caplog.records if r.name == "asyncio" and r.levelno >= logging.ERROR]
+
+
+async def test_an_idle_link_is_pinged_by_both_sides() -> None:
+    async with linked_peers() as peers:
+        pings: list[str] = []
+        for side in ("client", "agent"):
+            raw = getattr(peers, side).channel(ESPCTL)._raw
+            raw.on("message", lambda message, side=side: pings.append(side + message))
+        await until(lambda: {"client" + PING, "agent" + PING} <= set(pings), within_s=6)
 
 
 async def test_an_idle_link_stays_open_beyond_the_limit_of_silence() -> None:
