@@ -382,6 +382,11 @@ async def test_a_postgresql_that_is_away_and_one_with_another_clock_are_found(
         assert check(good, name).status == "ok", check(good, name)
     late = machine(now_s=lambda: time.time() - 60)
     finds(await examined(tmp, late, AEGIS_DATABASE_URL=postgres_url), "store_clock", "60.", "ahead")
+    await served_once(tmp)
+    key = "what replicas share " * 2
+    shared = await examined(tmp, AEGIS_DATABASE_URL=postgres_url, AEGIS_SEAL_KEY=key)
+    assert "issuer list" in check(shared, "issuer_key").detail
+    assert "issuer list" not in check(await examined(tmp), "issuer_key").detail
     away = "postgresql+asyncpg://aegis@127.0.0.1:1/aegis"
     finds(await examined(tmp, AEGIS_DATABASE_URL=away), "database", "does not answer")
 

@@ -59,7 +59,9 @@ def issuer_key(subject: Subject) -> Check:
         kid = Issuer.open(path).kid
     except AegisError as exc:
         return failed("issuer_key", exc)
-    return _closed("issuer_key", path) or ok("issuer_key", f"key {kid}")
+    shared = subject.config.database.startswith("postgresql") and subject.config.seal_keys
+    detail = f"key {kid}" + ("; replicas share the database's: `issuer list`" if shared else "")
+    return _closed("issuer_key", path) or ok("issuer_key", detail)
 
 
 def pepper(subject: Subject) -> Check:
