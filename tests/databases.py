@@ -13,6 +13,7 @@ and those that it stands on (`from databases import database_kind, database_url`
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from bench import postgres as own_server
 from bench.postgres import Postgres
 
 KINDS: Final = ("sqlite", "postgresql")
+_MIGRATED: Final = "migrated"
 
 _NAMES: Final = itertools.count()
 _RUN: Final[list[tuple[Postgres, contextlib.ExitStack]]] = []
@@ -44,10 +46,10 @@ def a_server() -> Iterator[Postgres]:
 
 
 @contextlib.contextmanager
-def _database(server: Postgres) -> Iterator[str]:
-    """The URL of an empty database that goes with the block."""
+def _database(server: Postgres, *, template: str = "template1") -> Iterator[str]:
+    """The URL of an empty database, or of a copy of `template`, that goes with the block."""
     name = f"test_{next(_NAMES)}"
-    server.run("createdb", name)
+    server.run("createdb", "-T", template, name)
     try:
         yield server.url(name)
     finally:
@@ -94,7 +96,7 @@ class _OfStates:
 
     def url(self, state: Path) -> str:
         if state not in self.urls:
-            self.urls[state] = self.stack.enter_context(_database(self.server))
+            self.urls[state] = self.stack.enter_context(_database(self.server, template=_MIGRATED))
         return self.urls[state]
 
 
@@ -103,8 +105,18 @@ def store_kind(request: pytest.FixtureRequest) -> str:
     """What `conftest` chose for this run of the test; the server starts before it."""
     kind = str(getattr(request, "param", KINDS[0]))
     if kind == "postgresql":
-        request.getfixturevalue("postgres")
+        _migrate(request.getfixturevalue("postgres"))
     return kind
+
+
+def _migrate(server: Postgres) -> None:
+    """Make the tables once, to be copied."""
+    # imported here: every run imports this file, and few need a store
+    from aegis_control.store.database import bring_up_to_date
+
+    if server.run("psql", "-d", _MIGRATED, "-c", "", check=False).returncode != 0:
+        server.run("createdb", _MIGRATED)
+        asyncio.run(bring_up_to_date(server.url(_MIGRATED)))
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -161,12 +162,19 @@ async def told_quarantined(b: Bench, agent: FakeAgent, reason: str, *, resets: i
     await until(lambda: link.paused == reason)
 
 
+async def until_shown(client: Client, state: str) -> dict[str, Any]:
+    """The agent once it is shown so: what it says is kept a moment after it was heard."""
+    async with asyncio.timeout(10):
+        while (view := await shown(client))["state"] != state:
+            await asyncio.sleep(0.02)
+    return view
+
+
 async def test_an_agent_that_quarantines_itself_stays_so_until_it_is_reset(tmp: Path) -> None:
     async with bench(tmp) as b:
         client, agent = await b.client_of(Role.BUILDER), await b.agent()
         await told_quarantined(b, agent, "3 builds failed", resets=0)
-        view = await shown(client)
-        assert (view["state"], view["reason"]) == ("quarantined", "3 builds failed")
+        assert (await until_shown(client, "quarantined"))["reason"] == "3 builds failed"
         for order in ("pause", "resume", "drain"):
             refused = await ordered(b, order, None if order == "resume" else {})
             assert (refused.status, refused.error.code) == (409, "agent.quarantined")
