@@ -20,7 +20,7 @@ from aegis_protocol import PROTOCOL_VERSION
 from aegis_protocol.board import Board
 from aegis_protocol.control_link import Hello, JobAccepted, JobMoved, Pong, SignalAnswer
 from aegis_protocol.http_api.toolchains import Toolchain
-from aegis_protocol.ids import public_id
+from aegis_protocol.ids import new_id, public_id
 from aegis_protocol.signing import b64, link_statement, public_bytes
 from aegis_protocol.states import JobState
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -38,6 +38,7 @@ class SimulatedAgent:
         self._key = Ed25519PrivateKey.from_private_bytes(number.to_bytes(32, "big"))
         self._number = number
         self._slots = slots
+        self._instance = new_id()
         self.offered_at: dict[str, float] = {}
         self.is_linked = False
 
@@ -82,6 +83,7 @@ class SimulatedAgent:
             memory_mb=4_000_000,
             labels={"site": f"lab{self._number % 10}", "os": "linux"},
             clock=time.time(),
+            instance=self._instance,
         )
 
     async def _take(self, socket: aiohttp.ClientWebSocketResponse, frame: dict[str, Any]) -> None:

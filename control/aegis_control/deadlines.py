@@ -194,9 +194,11 @@ class Deadlines:
 
     async def _look(self) -> None:
         open_jobs = await self._open_jobs.now()
+        self._presence.keep_only(open_jobs)
+        if not open_jobs:
+            return
         async with self._database.read() as conn:
             store_now_s = await clock.now_s(conn)
-        self._presence.keep_only(open_jobs)
         for job in tuple(open_jobs.values()):
             noted_s = store_now_s - (job.client_seen or job.created_at)
             found = due(
