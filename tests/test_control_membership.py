@@ -66,7 +66,7 @@ async def test_tokens_are_made_listed_and_revoked_without_showing_them_again(
         whole = await call(tmp, "enroll-token", "revoke", spare)
         assert (whole.code, spare in whole.err) == (9, False)
         nothing = await call(tmp, "enroll-token", "revoke", "zzzzzz")
-        assert (nothing.code, "[enroll.token_not_found]" in nothing.err) == (1, True)
+        assert (nothing.code, "[enroll.token_not_found]" in nothing.err) == (8, True)
 
 
 async def test_the_same_key_may_enrol_again_and_a_new_one_only_after_the_old_was_removed(
