@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import sqlite3
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +15,7 @@ import pytest
 from aegis_control.store import keys, sqlite_driver
 from aegis_control.store.database import Database
 from aegis_protocol.actions import Role
+from control_fixtures import bench
 from sqlalchemy.exc import OperationalError
 from waiting import until
 
@@ -115,3 +119,54 @@ async def test_a_closed_database_leaves_no_log_and_no_connection(tmp: Path) -> N
         await add_key(database, "k1")
         assert (tmp / "control.db-wal").exists()
     assert not (tmp / "control.db-wal").exists()
+
+
+class Disk:
+    """The operating system's `fsync`, which ends when it is told to, or fails."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.goes_on = threading.Event()
+        self.fails = False
+
+    def fsync(self, descriptor: int) -> None:
+        self.asked.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        self.goes_on.wait(20)
+        if self.fails:
+            raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    disk = Disk()
+    monkeypatch.setattr(os, "fsync", disk.fsync)
+    return disk
+
+
+async def test_an_operators_act_is_answered_when_it_is_on_the_disk(tmp: Path, disk: Disk) -> None:
+    disk.goes_on.set()
+    async with bench(tmp) as b:
+        operator = await b.client_of(Role.OPERATOR)
+        made = (await operator.ask("POST", "/services/keys", {"role": "viewer"})).body
+        disk.asked.clear()
+        disk.goes_on.clear()
+        asking = asyncio.create_task(operator.ask("DELETE", f"/services/keys/{made['id']}"))
+        await until(lambda: bool(disk.asked))
+        assert (await operator.ask("GET", "/services/keys")).status == 200  # nobody else waits
+        assert not asking.done()
+        disk.goes_on.set()
+        assert (await asking).status == 204
+        assert disk.asked[0] == "control.db-wal"
+
+
+async def test_an_act_that_the_disk_does_not_take_is_not_said_to_be_done(
+    tmp: Path, disk: Disk
+) -> None:
+    disk.goes_on.set()
+    async with bench(tmp) as b:
+        operator = await b.client_of(Role.OPERATOR)
+        disk.fails = True
+        answered = await operator.ask("POST", "/services/keys", {"role": "viewer"})
+        assert (answered.status, answered.error.code) == (503, "control.unavailable")
+        disk.fails = False
+        assert (await operator.ask("POST", "/services/keys", {"role": "viewer"})).status == 201

@@ -81,6 +81,7 @@ ROUTES: Final = (
         takes=PauseRequest,
         gives={HTTPStatus.OK: Agent},
         local=True,
+        lasting=True,
     ),
     Route(
         "POST",
@@ -90,6 +91,7 @@ ROUTES: Final = (
         role=Role.OPERATOR,
         gives={HTTPStatus.OK: Agent},
         local=True,
+        lasting=True,
     ),
     Route(
         "POST",
@@ -100,6 +102,7 @@ ROUTES: Final = (
         takes=DrainRequest,
         gives={HTTPStatus.OK: Agent},
         local=True,
+        lasting=True,
     ),
     Route(
         "POST",
@@ -109,5 +112,6 @@ ROUTES: Final = (
         role=Role.OPERATOR,
         gives={HTTPStatus.OK: Agent},
         local=True,
+        lasting=True,
     ),
 )

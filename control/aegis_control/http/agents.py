@@ -65,6 +65,7 @@ ROUTES: Final = (
         takes=RevokeAgentRequest,
         gives={HTTPStatus.NO_CONTENT: None},
         local=True,
+        lasting=True,
     ),
     Route(
         "DELETE",
@@ -74,5 +75,6 @@ ROUTES: Final = (
         role=Role.OPERATOR,
         gives={HTTPStatus.NO_CONTENT: None},
         local=True,
+        lasting=True,
     ),
 )

@@ -99,6 +99,8 @@ def _served(control: Control, denials: Denials, route: Route, door: Door | None)
                 with doing(f"{route.method} {route.path}"):
                     async with asyncio.timeout(control.config.request_timeout_s):
                         answer = await _answered(control, denials, route, request, door)
+                        if route.lasting:
+                            await control.database.on_disk()
             except TimeoutError as exc:
                 raise Unavailable("the request took too long") from exc
         return answer if isinstance(answer, web.StreamResponse) else _rendered(answer)

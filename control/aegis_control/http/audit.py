@@ -125,6 +125,7 @@ ROUTES: Final = (
         role=Role.OPERATOR,
         gives={HTTPStatus.OK: AuditHead},
         local=True,
+        lasting=True,
     ),
     Route(
         "POST",
@@ -135,5 +136,6 @@ ROUTES: Final = (
         takes=AuditPruneRequest,
         gives={HTTPStatus.OK: AuditPruned},
         local=True,
+        lasting=True,
     ),
 )

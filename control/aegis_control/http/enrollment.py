@@ -55,6 +55,7 @@ ROUTES: Final = (
         takes=EnrollRequest,
         proves=True,
         gives={HTTPStatus.OK: EnrollReply},
+        lasting=True,
     ),
     Route(
         "POST",
@@ -65,6 +66,7 @@ ROUTES: Final = (
         takes=EnrollTokenRequest,
         gives={HTTPStatus.CREATED: EnrollTokenMade},
         local=True,
+        lasting=True,
     ),
     Route(
         "GET",
@@ -83,5 +85,6 @@ ROUTES: Final = (
         role=Role.OPERATOR,
         gives={HTTPStatus.NO_CONTENT: None},
         local=True,
+        lasting=True,
     ),
 )

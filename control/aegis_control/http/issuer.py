@@ -79,5 +79,6 @@ ROUTES: Final = (
         role=Role.OPERATOR,
         gives={HTTPStatus.OK: IssuerKeyList},
         local=True,
+        lasting=True,
     ),
 )

@@ -50,6 +50,7 @@ ROUTES: Final = (
         takes=KeyRequest,
         gives={HTTPStatus.CREATED: KeyMade},
         local=True,
+        lasting=True,
     ),
     Route(
         "GET",
@@ -69,5 +70,6 @@ ROUTES: Final = (
         role=Role.OPERATOR,
         gives={HTTPStatus.NO_CONTENT: None},
         local=True,
+        lasting=True,
     ),
 )

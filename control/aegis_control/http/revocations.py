@@ -78,6 +78,7 @@ ROUTES: Final = (
         takes=RevokeRequest,
         gives={HTTPStatus.OK: RevocationList},
         local=True,
+        lasting=True,
     ),
     Route(
         "GET",

@@ -75,6 +75,7 @@ class Route:
     local    also on the socket in the state directory
     proves   takes another secret than a key: a grant, or an enrolment token
     streams  lives as long as both sides want; no deadline
+    lasting  its reply says that what was done would outlive a power failure
     """
 
     method: str
@@ -88,3 +89,4 @@ class Route:
     local: bool = False
     proves: bool = False
     streams: bool = False
+    lasting: bool = False

@@ -173,6 +173,21 @@ class Database:
             if not arrived.done() and step in (None, waiting):
                 arrived.set_result(None)
 
+    async def on_disk(self) -> None:
+        """
+        Return when what was committed by now would outlive a power failure.
+
+        PostgreSQL's commits do; SQLite's, which wait for no disk, do so some seconds later by
+        themselves. Raises OperationalError.
+        """
+        if self.shared or not self._engine.url.database:
+            return
+        async with self._watched():
+            try:
+                await asyncio.to_thread(sqlite_driver.flush, self._engine.url.database)
+            except OSError as exc:
+                raise OperationalError(None, None, exc) from exc
+
     async def answers(self) -> bool:
         """Tell whether the database answers, and takes what we write."""
         try:

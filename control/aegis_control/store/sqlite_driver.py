@@ -10,6 +10,7 @@ back into the database (the only part that waits for the disk) by a thread, see 
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -150,6 +151,19 @@ async def checkpoints(path: str) -> AsyncIterator[None]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+def flush(path: str) -> None:
+    """
+    Return when what was committed to the database at `path` is on the disk: commits are in its log
+    until a checkpoint, which flushes too, has written them back. Raises OSError.
+    """
+    for file in (f"{path}-wal", Path(path).parent):  # the folder: the log may be new in it
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _checkpoint(path: str, log: Path) -> None:
