@@ -13,7 +13,8 @@ from aegis_control.new_job import Granted, NewJob
 from aegis_control.store.jobs import JobRecord
 from aegis_protocol.actions import Role
 from aegis_protocol.http_api.grants import GrantRequest
-from control_fixtures import FINGERPRINT, Answered, Bench, bench, board
+from aegis_protocol.states import JobState
+from control_fixtures import FINGERPRINT, Answered, Bench, bench, board, link_of
 from databases import database_kind, database_url, postgres
 from waiting import until
 
@@ -123,3 +124,45 @@ async def test_one_that_breaks_the_transaction_is_alone_in_failing(
         jobs = (await client.ask("GET", "/jobs")).body["jobs"]
         assert len(jobs) == 2
         assert (await client.request()).status == 200
+
+
+async def test_who_waited_in_vain_for_the_tick_leaves_no_job_behind(
+    tmp: Path, database_url: str
+) -> None:
+    async with bench(tmp / "s", database_url=database_url, request_timeout_s=2) as b:
+        await b.agent(slots=4)
+        client, placement = b.client(), b.served.control.placement
+        async with b.served.control.database.alone("placement"):
+            answer = await client.request()
+            assert (answer.status, answer.error.code) == (503, "control.unavailable")
+            assert not placement._asked
+        granted = await client.granted()
+        jobs = (await client.ask("GET", "/jobs")).body["jobs"]
+        assert [job["id"] for job in jobs] == [granted.job_id]
+
+
+async def test_what_a_transaction_that_broke_had_granted_is_not_given_out(
+    tmp: Path, database_url: str
+) -> None:
+    async with bench(tmp / "s", database_url=database_url) as b:
+        agent = await b.agent(slots=2)
+        link, placement = link_of(b.served, agent.id), b.served.control.placement
+        client = b.client()
+        me = Identity("mcp", Role.FLASHER)
+        request = GrantRequest(peer_fingerprint=FINGERPRINT, required_channels=("espctl",))
+        decision = await b.served.control.granting.decide(me, request)
+
+        async def broken(change: Change, job: JobRecord) -> Granted | None:
+            link.paused = "went away meanwhile"
+            b.served.control.links.changed()
+            raise ZeroDivisionError(job.id)
+
+        new = NewJob(me, request, decision, key=None, most_waiting=9, grant=broken)
+        async with b.served.control.database.alone("placement"):
+            asking = asyncio.ensure_future(client.request())
+            await until(lambda: len(placement._asked) == 1)
+            asked = asyncio.ensure_future(placement.ask(new))
+            await until(lambda: len(placement._asked) == 2)
+        answer = await asking
+        assert (answer.status, answer.body["state"]) == (202, "pending")
+        assert (await asked).state is JobState.PENDING

@@ -72,6 +72,7 @@ class NewJob:
 
         Raises IdempotencyConflict, RateLimited: nothing was written then.
         """
+        self.is_new, self.granted = False, None  # a transaction may have been rolled back
         digest = b"" if self._key is None else self._digest()
         if self._key is not None:
             repeat = await idempotency.find(

@@ -102,12 +102,18 @@ class Placement:
         """
         Have the next tick make this job, and grant it if it finds an agent; return it as it is.
 
+        Canceled before a tick took it up, it leaves nothing behind.
+
         Raises what `new` refuses with, DBAPIError, Unavailable.
         """
         asked = _Asked(new, asyncio.get_running_loop().create_future())
         self._asked.append(asked)
         self._changed.set()
-        return await asked.answer
+        try:
+            return await asked.answer
+        except asyncio.CancelledError:
+            self._asked = [one for one in self._asked if one is not asked]
+            raise
 
     async def run(self, ledger: Jobs, stopping: asyncio.Event) -> None:
         """Tick until `stopping` is set, and `changed` after it. No transaction is cut off."""
@@ -194,6 +200,8 @@ class Placement:
         made: dict[str, NewJob] = {}
         known: dict[str, JobRecord] = {}
         for one in asked:
+            if one.answer.done():  # whoever asked has left: there is nobody to tell of a job
+                continue
             try:
                 job = await one.new.made(change, waiting=queue[one.new.identity])
             except AegisError as exc:
