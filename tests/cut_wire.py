@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 
 class CutWire:
@@ -65,3 +66,56 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         await writer.drain()
     with contextlib.suppress(OSError):
         writer.write_eof()
+
+
+class ThreadedWire:
+    """A CutWire with a loop of its own, for a test that is no coroutine."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._over = asyncio.Event()
+        self._wire: CutWire
+
+    @classmethod
+    @contextmanager
+    def laid(cls) -> Iterator[ThreadedWire]:
+        wire, ready = cls(), threading.Event()
+
+        async def lie() -> None:
+            async with CutWire.laid() as wire._wire:
+                ready.set()
+                await wire._over.wait()
+
+        def run() -> None:
+            with asyncio.Runner(loop_factory=lambda: wire._loop) as runner:
+                runner.run(lie())
+
+        thread = threading.Thread(target=run, name="cut-wire", daemon=True)
+        thread.start()
+        assert ready.wait(10)
+        try:
+            yield wire
+        finally:
+            wire._loop.call_soon_threadsafe(wire._over.set)
+            thread.join(10)
+
+    @property
+    def url(self) -> str:
+        return self._wire.url
+
+    def lead_to(self, port: int) -> None:
+        self._wire.port = port
+
+    def cut(self) -> None:
+        self._call(self._wire.cut)
+
+    def mend(self) -> None:
+        self._call(self._wire.mend)
+
+    def _call(self, function: Callable[[], None]) -> None:
+        """Call it on the wire's loop, and return when it was called."""
+
+        async def called() -> None:
+            function()
+
+        asyncio.run_coroutine_threadsafe(called(), self._loop).result(10)
