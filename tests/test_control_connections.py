@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import socket
+import ssl
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from aegis_control.config import Network
 from aegis_control.http.connections import Connections
 from aegis_control.metrics import Metrics
 from aegis_protocol.control_link import Status
+from certificates import a_certificate, an_authority
 from control_fixtures import MCP, Bench, bench, link_of
 from waiting import until
 
@@ -193,3 +196,37 @@ async def test_there_are_never_more_connections_than_the_bound(tmp: Path) -> Non
         assert (gauge.get_sample_value("aegis_connections") or 0) <= 64
         assert (await b.client(None).ask("GET", "/health")).status == 200
     await until(lambda: (gauge.get_sample_value("aegis_connections") or 0) <= 1)
+
+
+def sockets_at(port: int) -> int:
+    """How many sockets of this machine's programs are connected from `port`."""
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    listens, gone = "0A", "0"
+    return sum(
+        int(row[1].partition(":")[2], 16) == port and row[3] != listens and row[9] != gone
+        for row in rows
+    )
+
+
+@contextmanager
+def silent_tls(port: int, count: int) -> Iterator[None]:
+    """Connections whose other side, once it has shaken hands, says and answers nothing."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with ExitStack() as stack:
+        for _ in range(count):
+            plain = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+            stack.enter_context(context.wrap_socket(plain))
+        yield
+
+
+async def test_tls_connections_that_never_say_goodbye_are_bounded_too(tmp: Path) -> None:
+    cert, key = a_certificate(tmp, an_authority(tmp), "127.0.0.1")
+    settings = {"tls_cert_file": cert, "tls_key_file": key, "max_connections_each": 16}
+    async with bench(tmp / "s", **settings) as b:
+        flood = silent_tls(b.served.port, 60)
+        await asyncio.to_thread(flood.__enter__)
+        try:
+            await until(lambda: sockets_at(b.served.port) <= 16)
+        finally:
+            flood.__exit__(None, None, None)

@@ -33,7 +33,7 @@ log = get_logger("http")
 _BACKLOG: Final = 512
 _IDLE_S: Final = 75.0
 _LINGER_S: Final = 2.0
-"""How long the rest of a body is taken that was refused, so that the answer is read."""
+"""How long what still comes from who was refused is taken, so that the answer is read."""
 _SHUTDOWN_S: Final = 2.0
 _HANDSHAKE_S: Final = 10.0
 
@@ -109,6 +109,7 @@ class Desk(web.RequestHandler):
         error = self.connections.opened(self, _address(transport))
         if error is not None and self.transport is not None:
             self.transport.write(_raw(error, status_of(error.code)))
+            self._loop.call_later(_LINGER_S, self.transport.abort)  # nobody counts it
             self.force_close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -121,8 +122,14 @@ class Desk(web.RequestHandler):
         return waiter is not None and not waiter.done() and not self._messages
 
     def give_way(self) -> None:
-        """Close the connection, which is idle."""
+        """
+        Close the connection, which is idle, at once: a farewell would wait for the other side, and
+        take up a file that nobody counts.
+        """
+        transport = self.transport
         self.force_close()
+        if transport is not None:
+            transport.abort()
 
     def look(self) -> None:
         """Close the connection if no request has come."""
