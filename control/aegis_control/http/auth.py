@@ -60,11 +60,17 @@ def remote_address(request: web.Request, proxies: Sequence[Network]) -> str:
 
 
 def is_within(address: str, networks: Sequence[Network]) -> bool:
-    """Tell whether `address`, which may be none, lies in one of `networks`."""
+    """
+    Tell whether `address`, which may be none, lies in one of `networks`.
+
+    A socket for both families calls 192.0.2.1 ::ffff:192.0.2.1, and a network's words may, too.
+    """
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
         return False
+    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
+        return any(parsed in network or parsed.ipv4_mapped in network for network in networks)
     return any(parsed in network for network in networks)
 
 
