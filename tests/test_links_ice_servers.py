@@ -89,6 +89,28 @@ async def test_dead_servers_are_left_out_within_the_deadline(deaf: str) -> None:
         assert live.turn is not None and live.turn.url == f"turn:{alive}"
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "stun:127.0.0.1:70000",
+        "turn:127.0.0.1:0?transport=tcp",
+        "stun:stun..example.org:3478",
+        f"turns:{'a' * 64}.example.org",
+    ],
+)
+async def test_a_url_with_a_slip_costs_that_server_and_no_link(wrong: str) -> None:
+    async with stun_server() as (_, alive):
+        servers = [IceServer(urls=(wrong, f"stun:{alive}"), username="u", credential="c")]
+        chosen = await find_live(servers)
+        assert chosen.stun is not None and chosen.stun.url == f"stun:{alive}"
+        assert chosen.turn is None
+        async with IceGuide().running() as guide:
+            guide.expect([wrong])
+            assert (await guide.living(servers)).stun == chosen.stun
+            guide.forget()
+            assert (await guide.living(servers)).stun == chosen.stun
+
+
 async def test_a_later_server_that_answers_is_not_held_up_by_an_earlier_one(
     deaf: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

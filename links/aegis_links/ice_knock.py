@@ -51,6 +51,8 @@ async def knocked(
         return f"its certificate is not trusted: {exc.verify_message}"
     except ssl.SSLError as exc:
         return f"no TLS there: {exc.reason or exc}"
+    except UnicodeError:  # of Python's own coding of names, before anybody is asked
+        return "no host can have that name"
     except (OSError, EOFError) as exc:
         return str(exc) or type(exc).__name__
     return None

@@ -24,6 +24,7 @@ _URL: Final = re.compile(
     r"(?P<scheme>stun|turn|turns):(?P<host>\[[0-9a-fA-F:.]+\]|[^?:\[\]]+)(?::(?P<port>\d{1,5}))?"
     r"(?:\?transport=(?P<transport>udp|tcp))?"
 )
+_LAST_PORT: Final = 0xFFFF
 _LEAST_GRACE_S: Final = 0.05
 _log = structlog.get_logger("aegis_links.ice_servers")
 
@@ -111,7 +112,7 @@ def addresses_of(servers: Sequence[IceServer]) -> list[ServerAddress]:
     for server in servers:
         for url in server.urls:
             match = _URL.fullmatch(url)
-            if match is None:
+            if match is None or not 0 < _port(match) <= _LAST_PORT:
                 _log.warning("ice_server.left_out", url=url, reason="the URL can't be used here")
                 continue
             secure = match["scheme"] == "turns"
@@ -121,13 +122,17 @@ def addresses_of(servers: Sequence[IceServer]) -> list[ServerAddress]:
                     url,
                     "stun" if match["scheme"] == "stun" else "turn",
                     match["host"].strip("[]"),
-                    int(match["port"] or (5349 if secure else 3478)),
+                    _port(match),
                     "tls" if secure else over_tcp,
                     server.username,
                     server.credential,
                 )
             )
     return found
+
+
+def _port(match: re.Match[str]) -> int:
+    return int(match["port"] or (5349 if match["scheme"] == "turns" else 3478))
 
 
 async def first_of_each(
