@@ -21,6 +21,7 @@ from aegis_protocol.failures.link import (
     PeerGone,
     RelayExpired,
     RelayRefused,
+    RelayUnavailable,
     RelayUnreachable,
 )
 from aegis_protocol.http_api.grants import IceServer
@@ -142,6 +143,51 @@ async def test_what_refuses_is_not_asked_without_end_and_the_first_refusal_is_to
         async with _relay_only(turn, tuple(many)):
             pytest.fail("there is no relay")
     assert asked == [server.username for server in many[: relay.MOST_ASKED]]
+
+
+async def test_a_server_that_fell_silent_does_not_keep_the_next_from_being_asked(
+    turn: TurnServer,
+) -> None:
+    async with answering_once() as silent:
+        (right,) = turn.servers("udp")
+        servers = [right.model_copy(update={"urls": (silent, *right.urls)})]
+        # Its other credentials are not asked with: there is time for the next server.
+        async with _relay_only(turn, (*servers, *servers)) as link:
+            assert "typ relay" in link.offer_sdp
+            assert link.relay_unavailable is None
+
+
+async def test_a_server_that_refuses_without_a_code_is_told_and_the_next_is_asked(
+    turn: TurnServer,
+) -> None:
+    async with answering_once(for_ever=True) as rude:
+        (right,) = turn.servers("udp")
+        alone = right.model_copy(update={"urls": (rude,)})
+        with pytest.raises(RelayUnavailable, match="no reason given"):
+            async with _relay_only(turn, (alone,)):
+                pytest.fail("there is no relay")
+        async with _relay_only(turn, (alone, right)) as link:
+            assert "typ relay" in link.offer_sdp
+
+
+@asynccontextmanager
+async def answering_once(*, for_ever: bool = False) -> AsyncIterator[str]:
+    """The URL of a server that answers a knock, by an error without a code, and nothing more."""
+
+    class Rude(asyncio.DatagramProtocol):
+        left = True
+
+        def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+            if self.left or for_ever:
+                self.left = False
+                transport.sendto(b"\x01\x13\x00\x00" + data[4:20], addr)
+
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_datagram_endpoint(Rude, local_addr=("127.0.0.1", 0))
+    try:
+        yield f"turn:127.0.0.1:{transport.get_extra_info('sockname')[1]}"
+    finally:
+        transport.close()
 
 
 async def test_credentials_that_expired_are_told_with_the_time_since(turn: TurnServer) -> None:

@@ -62,12 +62,14 @@ class LiveServers:
     """
     The first STUN server that answered, and the TURN servers that did, first things first.
 
+    turns_unheard  the TURN servers that might still have answered when the choice was made
     turn_refusals  the TURN servers before the first of them, or all, and why each is left out
     tls            how the certificate of a `turns:` server is judged
     """
 
     stun: ServerAddress | None = None
     turns: tuple[ServerAddress, ...] = ()
+    turns_unheard: tuple[ServerAddress, ...] = ()
     turn_refusals: tuple[ServerAnswer, ...] = ()
     tls: ssl.SSLContext | None = None
 
@@ -147,7 +149,20 @@ async def first_of_each(
     (stuns, _), (turns, refusals) = await asyncio.gather(
         *(_first(scheme, addresses, verdicts) for scheme in ("stun", "turn"))
     )
-    return LiveServers(next(iter(stuns), None), turns, refusals, tls)
+    unheard = tuple(
+        address
+        for address, verdict in zip(addresses, verdicts, strict=True)
+        if address.scheme == "turn" and address not in turns and not verdict.done()
+    )
+    return LiveServers(next(iter(stuns), None), turns, unheard, refusals, tls)
+
+
+async def those_that_answer(
+    addresses: Sequence[ServerAddress], tls: ssl.SSLContext | None
+) -> list[ServerAddress]:
+    """Knock at each, all at once; return those of use, in order."""
+    refusals = await asyncio.gather(*(refusal(address, tls) for address in addresses))
+    return [one for one, reason in zip(addresses, refusals, strict=True) if reason is None]
 
 
 async def refusal(address: ServerAddress, tls: ssl.SSLContext | None) -> str | None:

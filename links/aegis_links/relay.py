@@ -24,16 +24,17 @@ from aioice.ice import Connection, StunProtocol, relayed_candidate
 from aioice.stun import TransactionFailed, TransactionTimeout
 from aioice.turn import TurnTransport
 
-from aegis_links.ice_servers import LiveServers, ServerAddress
+from aegis_links.ice_servers import LiveServers, ServerAddress, those_that_answer
 
 ASK_DEADLINE_S: Final = 5.0
-"""For all that are asked."""
+"""For all that are asked; each is given half of what is left of it, while others wait."""
 MOST_ASKED: Final = 4
 GIVE_BACK_LIMIT_S: Final = 1.0
 
 _COMPONENT: Final = 1  # RTP, as RFC 8445 has it; data channels have no other
 _UNAUTHORIZED: Final = 401  # RFC 8489 section 14.8
 _WRONG_CREDENTIALS: Final = 441  # RFC 8656 section 19
+_NO_CODE: Final = (0, "no reason given")  # of a server that breaks RFC 8489 section 6.3.4
 _log = structlog.get_logger("aegis_links.relay")
 
 
@@ -46,26 +47,34 @@ async def add_relayed(
 
     hides_address  the peer is not shown the address that the server sees
     """
-    waiting = list(servers.turns)
-    if not waiting:
+    if not servers.turns:
         return _none_answers(servers) if servers.turn_refusals else None
+    waiting, unheard = list(servers.turns), list(servers.turns_unheard)
     first: RelayUnavailable | None = None
-    asked = waiting[0]
-    try:
-        async with asyncio.timeout(ASK_DEADLINE_S):
-            for _ in range(MOST_ASKED):
-                if not waiting:
-                    break
-                asked = waiting.pop(0)
+    clock = asyncio.get_running_loop().time
+    until = clock() + ASK_DEADLINE_S
+    for _ in range(MOST_ASKED):
+        if not waiting:
+            waiting, unheard = await those_that_answer(unheard[:MOST_ASKED], servers.tls), []
+        left_s = until - clock()
+        if not waiting or left_s <= 0:
+            break
+        asked = waiting.pop(0)
+        elsewhere = [turn for turn in waiting if turn.place != asked.place]
+        try:
+            async with asyncio.timeout(left_s / 2 if elsewhere or unheard else left_s):
                 refused = await _ask(connection, asked, servers, hides_address=hides_address)
-                if refused is None:
-                    return None
-                first = first or refused
-                _log.info("relay.refused", code=refused.code, reason=refused.message)
-                waiting.sort(key=lambda turn: turn.place != asked.place)
-    except TimeoutError:
-        pass
-    return first or RelayUnavailable(f"The TURN server {asked.url} gave no address in time.")
+        except TimeoutError:
+            refused = RelayUnreachable(f"The TURN server {asked.url} gave no address in time.")
+        if refused is None:
+            return None
+        first = first or refused
+        _log.info("relay.refused", code=refused.code, reason=refused.message)
+        if isinstance(refused, RelayUnreachable):
+            waiting = elsewhere  # other credentials do not wake it
+        else:
+            waiting.sort(key=lambda turn: turn.place != asked.place)
+    return first
 
 
 async def give_back(connection: Connection) -> None:
@@ -99,7 +108,7 @@ async def _ask(
             turn_transport="udp" if turn.transport == "udp" else "tcp",
         )
     except TransactionFailed as exc:
-        return _refusal(turn, *exc.response.attributes["ERROR-CODE"])
+        return _refusal(turn, *exc.response.attributes.get("ERROR-CODE", _NO_CODE))
     except TransactionTimeout:
         return RelayUnreachable(f"The TURN server {turn.url} stopped answering.")
     except OSError as exc:  # a TLS error is one too
