@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ from aegis_links.peer_link import PeerLink
 from aegis_protocol.channels import ChannelName
 from aegis_protocol.failures.link import RelayRefused, RelayUnavailable
 from aegis_protocol.http_api.grants import IceServer
+from waiting import until
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -31,6 +33,7 @@ class _StunServer(asyncio.DatagramProtocol):
 
     def __init__(self) -> None:
         self.requests: list[int] = []
+        self.answers = sys.maxsize
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.DatagramTransport, transport)
@@ -38,6 +41,8 @@ class _StunServer(asyncio.DatagramProtocol):
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         (kind,) = struct.unpack_from(">H", data)
         self.requests.append(kind)
+        if len(self.requests) > self.answers:
+            return
         if kind == _ALLOCATE:
             attributes = _attribute(0x0009, bytes([0, 0, 4, 1]) + b"Unauthorized")
             attributes += _attribute(0x0014, b"aegis.test") + _attribute(0x0015, b"0123456789")
@@ -109,6 +114,39 @@ async def test_a_url_with_a_slip_costs_that_server_and_no_link(wrong: str) -> No
             assert (await guide.living(servers)).stun == chosen.stun
             guide.forget()
             assert (await guide.living(servers)).stun == chosen.stun
+
+
+async def test_a_link_that_is_canceled_while_stun_is_asked_leaves_no_question_behind() -> None:
+    async def begin() -> None:
+        async with PeerLink.offering(
+            Certificate.generate(),
+            channels={ChannelName.ESPCTL},
+            ice_servers=[IceServer(urls=(f"stun:{address}",))],
+        ):
+            pytest.fail("it was canceled")
+
+    async with stun_server() as (server, address):
+        server.answers = 1  # the knock
+        before = asyncio.all_tasks()
+        beginning = asyncio.create_task(begin())
+        await until(lambda: len(server.requests) > 1)
+        beginning.cancel()
+        await asyncio.gather(beginning, return_exceptions=True)
+        assert beginning.cancelled()
+        assert asyncio.all_tasks() == before
+
+
+async def test_what_stun_sees_of_this_machine_is_offered() -> None:
+    async with (
+        stun_server() as (_, address),
+        PeerLink.offering(
+            Certificate.generate(),
+            channels={ChannelName.ESPCTL},
+            ice_servers=[IceServer(urls=(f"stun:{address}",))],
+        ) as link,
+    ):
+        kinds = {line.split()[7] for line in link.offer_sdp.splitlines() if " typ " in line}
+        assert kinds == {"host", "srflx"}
 
 
 async def test_a_later_server_that_answers_is_not_held_up_by_an_earlier_one(

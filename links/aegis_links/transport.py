@@ -86,11 +86,10 @@ class Transport:
         )
         self._ice = RTCIceTransport(self._gatherer)
         connection = self._ice._connection
-        if servers.stun is not None:  # by aiortc's own way IPv6 would not work
-            connection.stun_server = (servers.stun.host, servers.stun.port)
+        stun = (servers.stun.host, servers.stun.port) if servers.stun is not None else None
         connection.ice_controlling = offering
         connection.get_component_candidates = partial(  # type: ignore[method-assign]
-            each_alone, connection
+            each_alone, connection, stun
         )
         connection.query_consent = partial(query_consent, connection)  # type: ignore[method-assign]
         connection.protocol_lost = self._socket_lost  # type: ignore[method-assign]
