@@ -16,6 +16,7 @@ from pathlib import Path
 import ifaddr
 import pytest
 from aegis_links.certificate import Certificate
+from aegis_links.datagram_queue import MOST_BYTES, OVERHEAD_BYTES
 from aegis_links.heartbeat import PING
 from aegis_links.peer_link import PeerLink
 from aegis_links.rejecting import MAX_REJECTED_CHANNELS
@@ -275,6 +276,27 @@ async def test_a_peer_that_floods_a_channel_nobody_reads_is_cut_off() -> None:
                     await peers.agent.close()
         assert isinstance(await peers.agent.wait_closed(), LinkFlooded)
         assert await peers.client.wait_closed() is None
+
+
+@pytest.mark.parametrize("size_bytes", [50_000, 1], ids=["joined", "tiny"])
+async def test_what_anybody_sends_to_a_socket_has_a_bound_and_the_link_lives(
+    size_bytes: int,
+) -> None:
+    """What looks like DTLS is taken from the socket sooner than it is found to be forged."""
+    forged = (b"\x17\xfe\xfd" + bytes(8) + b"\x04\x00").ljust(size_bytes, b"\0")[:size_bytes]
+    most = MOST_BYTES // (size_bytes + OVERHEAD_BYTES) + 1
+    async with linked_peers() as peers:
+        connection = peers.agent._transport._ice._connection
+        await until(connection._queue.empty)
+        for _ in range(2 * most):
+            connection.data_received(forged, 1)
+        assert connection._queue.qsize() == most
+        await peers.client.channel(PTY).send(b"k")
+        assert await peers.agent.channel(PTY).receive() == b"k"
+        await until(connection._queue.empty)
+        connection.data_received(forged, 1)
+        assert connection._queue.qsize() == 1, "there is room again"
+        assert peers.agent.state is peers.client.state is LinkState.OPEN
 
 
 @pytest.mark.parametrize("sender", ["agent", "client"])

@@ -42,6 +42,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from aegis_links.association import Association, AssociationEars, FastAssociation
 from aegis_links.certificate import Certificate
 from aegis_links.consent import query_consent
+from aegis_links.datagram_queue import DatagramQueue
 from aegis_links.fast.dtls import FastDtls
 from aegis_links.fast.guard import is_fast
 from aegis_links.fast.receiving import Breach
@@ -88,6 +89,7 @@ class Transport:
         connection = self._ice._connection
         stun = (servers.stun.host, servers.stun.port) if servers.stun is not None else None
         connection.ice_controlling = offering
+        connection._queue = DatagramQueue()
         connection.get_component_candidates = partial(  # type: ignore[method-assign]
             each_alone, connection, stun
         )
