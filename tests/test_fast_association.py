@@ -212,6 +212,27 @@ async def test_silence_is_waited_for_longer_each_time_and_ends_the_association()
         assert near.association._t3_handle is None
 
 
+async def test_an_acknowledgment_that_comes_after_the_end_begins_no_timer() -> None:
+    """The peer's ABORT has overtaken it; nobody would look at the timer any more."""
+    async with wired() as (near, far):
+        channel = await opened(near)
+        await until(lambda: near.association.delivered)
+        near.wire.passes = lambda packet: not (is_data(packet) and packet.endswith(b"lost"))
+        held: list[bytes] = []
+
+        def hold(packet: bytes) -> bool:
+            held.append(packet)
+            return False
+
+        far.wire.passes = hold
+        channel.send(b"here")
+        channel.send(b"lost")
+        await until(lambda: held)
+        near.association._set_state(RTCSctpTransport.State.CLOSED)
+        await near.association.take_packets(held)
+        assert near.association._t3_handle is None and near.association._tail._handle is None
+
+
 async def test_acknowledgments_are_few_in_a_stream_and_one_for_each_packet_at_the_start() -> None:
     async with wired() as (near, far):
         channel = await opened(near)

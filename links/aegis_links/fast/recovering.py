@@ -98,6 +98,8 @@ class Recovering(Receiving):
     # Acknowledgments.
 
     def _take_sack(self, body: bytes) -> None:
+        if self._association_state is self.State.CLOSED:
+            return  # no timer begins after the end
         tsn, window_bytes, gap_count, twice_count = _SACK.unpack_from(body)
         advance = (tsn - self._tsn(self._acked)) & packets.TSN_MASK
         if advance > self._numbered - self._acked:
