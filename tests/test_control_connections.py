@@ -230,3 +230,16 @@ async def test_tls_connections_that_never_say_goodbye_are_bounded_too(tmp: Path)
             await until(lambda: sockets_at(b.served.port) <= 16)
         finally:
             flood.__exit__(None, None, None)
+
+
+async def test_what_never_shakes_hands_is_bounded_and_keeps_nobody_out(tmp: Path) -> None:
+    cert, key = a_certificate(tmp, an_authority(tmp), "127.0.0.1")
+    settings = {"tls_cert_file": cert, "tls_key_file": key, "max_connections_each": 16}
+    async with bench(tmp / "s", **settings) as b, strangers(b, 60) as made:
+        async with asyncio.timeout(8):  # not when the time for a handshake is over
+            assert await made[0][0].read() == b""
+        await until(lambda: sockets_at(b.served.port) <= 16)
+        context = ssl.create_default_context(cafile=tmp / "authority.pem")
+        url = f"{b.served.base_url}/health"
+        async with b.session.get(url, ssl=context) as answer:
+            assert answer.status == 200

@@ -1,11 +1,11 @@
 """
 How many connections may be open, in all and from one address, and which gives way to a new one.
 
-A connection is idle before its first request and between two. Where there is no room for a new one,
-the idle one that was used longest ago is closed, of the same address if it is that which has too
-many; where none is idle, the new one is refused. An agent's link and an event stream, whose callers
-have proven who they are, never give way and count towards no address: behind one there may be a
-whole lab.
+A connection is idle while it shakes hands, before its first request and between two. Where there is
+no room for a new one, the idle one that was used longest ago is closed, of the same address if it
+is that which has too many; where none is idle, the new one is refused. An agent's link and an event
+stream, whose callers have proven who they are, never give way and count towards no address: behind
+one there may be a whole lab.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from aegis_protocol.failures.http import BadRequest, RequestTooSlow
 from aiohttp import hdrs, web
 
 from aegis_control.http.connections import Connections
+from aegis_control.http.handshakes import Handshakes
 from aegis_control.http.statuses import RETRY_AFTER_S, status_of
 from aegis_control.log import get_logger
 
@@ -35,7 +36,6 @@ _IDLE_S: Final = 75.0
 _LINGER_S: Final = 2.0
 """How long what still comes from who was refused is taken, so that the answer is read."""
 _SHUTDOWN_S: Final = 2.0
-_HANDSHAKE_S: Final = 10.0
 
 
 @asynccontextmanager
@@ -67,7 +67,9 @@ async def serving(
     )
     await runner.setup()
     # aiohttp makes its handlers itself, and lets nobody say of which class
-    own_desk = type("Desk", (Desk,), {"__slots__": (), "connections": connections})
+    handshakes = None if tls is None else Handshakes(connections, tls)
+    own = {"__slots__": (), "connections": connections, "handshakes": handshakes}
+    own_desk = type("Desk", (Desk,), own)
     try:
         loop = asyncio.get_running_loop()
 
@@ -79,13 +81,11 @@ async def serving(
             loop.call_later(headers_s, handler.look)  # type: ignore[attr-defined]
             return handler
 
-        server = await loop.create_server(
-            desk,
-            sock=sock,
-            ssl=tls,
-            ssl_handshake_timeout=None if tls is None else _HANDSHAKE_S,
-            backlog=_BACKLOG,
-        )
+        if handshakes is not None:
+            async with handshakes.accepting(sock, _BACKLOG, desk):
+                yield
+            return
+        server = await loop.create_server(desk, sock=sock, backlog=_BACKLOG)
         try:
             yield
         finally:
@@ -103,9 +103,12 @@ class Desk(web.RequestHandler):
     __slots__ = ()
 
     connections: ClassVar[Connections]
+    handshakes: ClassVar[Handshakes | None] = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        if self._shakes_hands():  # it was taken in when that began
+            return
         error = self.connections.opened(self, _address(transport))
         if error is not None and self.transport is not None:
             self.transport.write(_raw(error, status_of(error.code)))
@@ -117,7 +120,9 @@ class Desk(web.RequestHandler):
         super().connection_lost(exc)
 
     def is_idle(self) -> bool:
-        """Whether it waits for a request."""
+        """Whether it waits for a request, or shakes hands."""
+        if self._shakes_hands():
+            return True
         waiter = self._waiter
         return waiter is not None and not waiter.done() and not self._messages
 
@@ -126,10 +131,16 @@ class Desk(web.RequestHandler):
         Close the connection, which is idle, at once: a farewell would wait for the other side, and
         take up a file that nobody counts.
         """
+        if self.handshakes is not None and self in self.handshakes:
+            self.handshakes.give_up(self)
+            return
         transport = self.transport
         self.force_close()
         if transport is not None:
             transport.abort()
+
+    def _shakes_hands(self) -> bool:
+        return self.handshakes is not None and self in self.handshakes
 
     def look(self) -> None:
         """Close the connection if no request has come."""
