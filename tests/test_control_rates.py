@@ -265,6 +265,17 @@ async def test_links_that_are_not_proven_are_limited_until_an_agent_comes_from_t
         assert (await b.client().ask("GET", "/whoami")).status == 200, "keys are counted apart"
 
 
+async def test_a_stranger_is_limited_whatever_version_it_speaks(tmp: Path) -> None:
+    async with bench(tmp / "s", rate_failures="2/hour") as b:
+        stranger = b.machine("stranger")
+        for _ in range(2):
+            await stranger.send_hello(protocol=1_000)
+            assert await stranger.refusal() == "link.refused"
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await stranger.open()
+        assert refused.value.status == 429
+
+
 async def test_an_enrolled_agent_is_not_kept_out_by_a_broken_neighbour(tmp: Path) -> None:
     async with bench(tmp / "s", rate_failures="2/hour", rate_per_address="2/hour") as b:
         agent = await b.agent()

@@ -41,18 +41,19 @@ async def authenticate(
 
     Raises VersionMismatch, LinkRefused, AgentRevoked.
     """
-    if hello.protocol != PROTOCOL_VERSION:
-        raise VersionMismatch(
-            f"the agent speaks version {hello.protocol}, control {PROTOCOL_VERSION}",
-            agent=hello.protocol,
-            control=PROTOCOL_VERSION,
-        )
     async with database.read() as conn:
         record = await agents.get(conn, hello.agent_id)
     if record is None:
         raise LinkRefused("this agent is not enrolled here", agent_id=hello.agent_id)
     if not hmac.compare_digest(b64(record.public_key), hello.public_key):
         raise LinkRefused("this is not the key that the agent enrolled", agent_id=hello.agent_id)
+    # before the signature, whose words may be others; a stranger is one whatever version it speaks
+    if hello.protocol != PROTOCOL_VERSION:
+        raise VersionMismatch(
+            f"the agent speaks version {hello.protocol}, control {PROTOCOL_VERSION}",
+            agent=hello.protocol,
+            control=PROTOCOL_VERSION,
+        )
     try:
         signature = unb64(hello.signature)
     except ValueError as exc:
