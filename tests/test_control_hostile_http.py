@@ -310,3 +310,13 @@ async def test_the_character_nul_is_refused_wherever_it_stands(
         honest = await operator.ask("POST", "/services/keys", wanted | {"name": "\\u0000"})
         assert (honest.status, honest.body["name"]) == (201, "\\u0000")
         assert (await operator.ask("GET", "/health")).body["store"] == "ok"
+
+
+async def test_a_flood_of_what_is_no_http_does_not_fill_the_log(
+    tmp: Path, logs: list[dict[str, object]]
+) -> None:
+    async with bench(tmp / "s") as b:
+        for _ in range(80):
+            assert (await told(b, b"\0\0\0\r\n\r\n")).code == "request.invalid"
+    lines = [entry for entry in logs if entry["event"] == "request.refused"]
+    assert [line["log_level"] for line in lines] == ["info"] * 60 + ["debug"] * 20

@@ -29,6 +29,7 @@ log = get_logger("http")
 _LOOKED_AT: Final = 64
 """Of those that were used longest ago: as many may be in the middle of a request."""
 _TELL_EVERY_S: Final = 60.0
+_MOST_SAID: Final = 60
 _RETRY_S: Final = 1
 
 
@@ -57,6 +58,7 @@ class Connections:
         """Those that may have to give way, the one used longest ago first."""
         self._each: dict[str, dict[Connection, None]] = {}
         self._told_s = -_TELL_EVERY_S
+        self._said, self._said_since_s = 0, -_TELL_EVERY_S
 
     def __len__(self) -> int:
         return len(self._networks)
@@ -102,6 +104,18 @@ class Connections:
         if network is not None:
             self._unlist(connection, network)
             self._metrics.connections.dec()
+
+    def may_say(self) -> bool:
+        """
+        Whether the log may have a line of its own for what somebody did who has not asked yet.
+
+        Nothing else limits that: of a flood the log has the beginning, once a minute.
+        """
+        now_s = time.monotonic()
+        if now_s - self._said_since_s >= _TELL_EVERY_S:
+            self._said, self._said_since_s = 0, now_s
+        self._said += 1
+        return self._said <= _MOST_SAID
 
     def _make_room(self, among: Iterable[Connection]) -> bool:
         for one in islice(among, _LOOKED_AT):

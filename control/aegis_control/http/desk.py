@@ -139,6 +139,9 @@ class Desk(web.RequestHandler):
         if transport is not None:
             transport.abort()
 
+    def _report(self, event: str, **facts: object) -> None:
+        (log.info if self.connections.may_say() else log.debug)(event, **facts)
+
     def _shakes_hands(self) -> bool:
         return self.handshakes is not None and self in self.handshakes
 
@@ -149,7 +152,7 @@ class Desk(web.RequestHandler):
             return
         error = RequestTooSlow("no request came within the time for its headers")
         transport.write(_raw(error, HTTPStatus.REQUEST_TIMEOUT))
-        log.info("connection.closed", code=error.code, remote=_address(transport))
+        self._report("connection.closed", code=error.code, remote=_address(transport))
         self.force_close()
 
     def handle_error(
@@ -174,7 +177,7 @@ class Desk(web.RequestHandler):
                 "this is no HTTP request that can be read"
                 + "".join(f": {line[:120]}" for line in detail if line.isprintable())
             )
-            log.info(
+            self._report(
                 "request.refused", code=error.code, detail=error.message, remote=request.remote
             )
             body = error.body()
