@@ -10,11 +10,12 @@ import pytest
 from aegis_control.identity import Identity
 from aegis_control.jobs import Change
 from aegis_control.new_job import Granted, NewJob
+from aegis_control.store import jobs as kept_jobs
 from aegis_control.store.jobs import JobRecord
 from aegis_protocol.actions import Role
 from aegis_protocol.http_api.grants import GrantRequest
 from aegis_protocol.states import JobState
-from control_fixtures import FINGERPRINT, Answered, Bench, bench, board, link_of
+from control_fixtures import FINGERPRINT, Answered, Bench, bench, board, key_of, link_of
 from databases import database_kind, database_url, postgres
 from waiting import until
 
@@ -166,3 +167,21 @@ async def test_what_a_transaction_that_broke_had_granted_is_not_given_out(
         answer = await asking
         assert (answer.status, answer.body["state"]) == (202, "pending")
         assert (await asked).state is JobState.PENDING
+
+
+async def test_a_key_that_is_revoked_while_its_request_waits_gets_no_job(
+    tmp: Path, database_url: str
+) -> None:
+    async with bench(tmp / "s", database_url=database_url) as b:
+        await b.agent(slots=4)
+        key = await key_of(b.served, Role.BUILDER)
+        client, placement = b.client(key), b.served.control.placement
+        async with b.served.control.database.alone("placement"):
+            asking = asyncio.ensure_future(client.request())
+            await until(lambda: len(placement._asked) == 1)
+            await b.served.control.revoking.key(key.split("_")[2], "it leaked")
+        answer = await asking
+        assert (answer.status, answer.error.code) == (401, "auth.key_wrong")
+        async with b.served.control.database.read() as conn:
+            assert await kept_jobs.recent(conn, None, limit=9) == ()
+        assert (await b.client().granted()).state is JobState.ASSIGNED

@@ -205,7 +205,7 @@ class Keyring:
 def check_good(record: keys.KeyRecord) -> None:
     """Raise KeyWrong when the key was revoked or has expired."""
     if record.revoked_at is not None:
-        raise KeyWrong("the key was revoked", key_id=record.id, reason="revoked")
+        raise revoked_key(record.id)
     if record.expires_at is not None and record.expires_at <= time.time():
         raise KeyWrong(
             "the key has expired",
@@ -213,6 +213,10 @@ def check_good(record: keys.KeyRecord) -> None:
             reason="expired",
             expires_at=record.expires_at,
         )
+
+
+def revoked_key(key_id: str) -> KeyWrong:
+    return KeyWrong("the key was revoked", key_id=key_id, reason="revoked")
 
 
 def identity_of(record: keys.KeyRecord) -> Identity:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Final
@@ -27,13 +27,14 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from aegis_control.fleet import FleetMirror
 from aegis_control.jobs import Change, Jobs
 from aegis_control.key_limits import max_jobs
+from aegis_control.keyring import revoked_key
 from aegis_control.leasing import Leasing
 from aegis_control.log import get_logger
 from aegis_control.metrics import Metrics
 from aegis_control.new_job import NewJob
 from aegis_control.policy.weighing import AGENT_KINDS
 from aegis_control.scheduler import Decision, KnownFleet, Match, WaitingJob, decide
-from aegis_control.store import boards, identities, jobs
+from aegis_control.store import boards, identities, jobs, keys
 from aegis_control.store.database import Database
 from aegis_control.store.jobs import JobRecord
 from aegis_control.store.mirror import Mirror
@@ -44,6 +45,8 @@ _GATHER_S: Final = 0.003
 """So long after a tick is the next: what arrives in between is decided together."""
 _AFTER_TROUBLE_S: Final = 1.0
 _SETTLE_S: Final = 5.0
+_DOUBT_S: Final = 300.0
+"""So long after a key was revoked somebody may wait here who came with one that was good then."""
 _MOST_AT_ONCE: Final = 32
 """New jobs in one tick: with SQLite it holds up everything else while it works."""
 
@@ -89,6 +92,8 @@ class Placement:
         self._quiet_until_s = 0.0
         self._upcoming: asyncio.Future[None] | None = None
         self._asked: list[_Asked] = []
+        self._doubt_until_s = 0.0
+        database.bus.subscribe("keys", lambda _: self._doubt())
 
     async def settle(self) -> bool:
         """Wait until a tick that began after this call is done; False if it is not in 5 s."""
@@ -199,8 +204,12 @@ class Placement:
         answers: list[tuple[_Asked, JobRecord]] = []
         made: dict[str, NewJob] = {}
         known: dict[str, JobRecord] = {}
+        revoked = await self._revoked(change, asked)
         for one in asked:
             if one.answer.done():  # whoever asked has left: there is nobody to tell of a job
+                continue
+            if one.new.identity in revoked:
+                one.refuse(revoked_key(one.new.identity))
                 continue
             try:
                 job = await one.new.made(change, waiting=queue[one.new.identity])
@@ -220,6 +229,16 @@ class Placement:
         if found is not None:
             known |= await self._carry_out(change, found, made)
         return [(one, known[job.id]) for one, job in answers]
+
+    def _doubt(self) -> None:
+        """A key was revoked; who waits here came with one that was good."""
+        self._doubt_until_s = time.monotonic() + _DOUBT_S
+
+    async def _revoked(self, change: Change, asked: Sequence[_Asked]) -> Collection[str]:
+        """Whose key was revoked since they asked."""
+        if time.monotonic() > self._doubt_until_s:
+            return ()
+        return await keys.revoked_among(change.conn, {one.new.identity for one in asked})
 
     async def _decided(self, new: Iterable[JobRecord]) -> _Found | None:
         """Decide on all that waits, and on these besides; None when nothing does."""

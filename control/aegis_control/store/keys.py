@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -95,6 +95,14 @@ async def revoke(conn: AsyncConnection, key_id: str, *, now_s: float) -> bool:
     return (
         await conn.execute(select(keys.c.id).where(keys.c.id == key_id))
     ).one_or_none() is not None
+
+
+async def revoked_among(conn: AsyncConnection, key_ids: Collection[str]) -> frozenset[str]:
+    """Those of `key_ids` that were revoked."""
+    found = await conn.execute(
+        select(keys.c.id).where(keys.c.id.in_(key_ids), keys.c.revoked_at.is_not(None))
+    )
+    return frozenset(found.scalars())
 
 
 async def add_token(
