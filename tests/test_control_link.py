@@ -27,6 +27,7 @@ from aegis_protocol.signing import b64, link_statement, public_bytes
 from aegis_protocol.states import JobState
 from control_fixtures import FINGERPRINT, Bench, bench, board, link_of
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from structlog.testing import capture_logs
 from waiting import until
 
 pytestmark = pytest.mark.both_stores
@@ -374,3 +375,23 @@ async def _settled(b: Bench, agent_id: str) -> None:
     link = link_of(b.served, agent_id)
     await agent.send(Status(paused="a mark"))
     await until(lambda: link.paused == "a mark")
+
+
+async def test_an_agent_that_talks_nonsense_and_is_gone_is_no_crash_of_ours(tmp: Path) -> None:
+    async with bench(tmp / "s") as b:
+        agent = await b.agent()
+        link = link_of(b.served, agent.id)
+        assert agent.socket is not None
+        await until(lambda: not link._busy)
+        with capture_logs() as logs:
+            async with b.served.control.database.write():  # control is at the first of the two
+                await agent.send(Status(paused="busy"))
+                await agent.socket.send_str('{"type":"status","paused":7}')
+                await until(lambda: link.paused == "busy")
+                connection = agent.socket._conn
+                assert connection is not None and connection.transport is not None
+                connection.transport.abort()
+                await until(link._transport.is_closing)
+            await until(lambda: b.served.control.links.find_own(agent.id) is None)
+            await until(lambda: "agent.disconnected" in {entry["event"] for entry in logs})
+        assert "request.crashed" not in {entry["event"] for entry in logs}

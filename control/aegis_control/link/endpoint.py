@@ -7,6 +7,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
 from aegis_protocol import PROTOCOL_VERSION
@@ -264,7 +265,8 @@ class LinkEndpoint:
             link.end_cause = "protocol"
             log.warning("link.broken", agent_id=link.agent_id, code=exc.code, detail=exc.message)
             if not socket.closed:
-                await socket.send_str(Refused(error=exc.body()).model_dump_json())
+                with suppress(ConnectionError):  # it is gone already
+                    await socket.send_str(Refused(error=exc.body()).model_dump_json())
 
     async def _ended(self, link: Link) -> None:
         self._metrics.links_ended.labels(cause=link.end_cause).inc()
