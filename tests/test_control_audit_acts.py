@@ -18,8 +18,10 @@ import pytest
 from aegis_control.control import Control
 from aegis_control.issuer import Issuer
 from aegis_protocol.actions import Role
+from aegis_protocol.audit import AuditSeal
 from aegis_protocol.control_link import Facts, JobMoved
 from aegis_protocol.errors import ErrorBody
+from aegis_protocol.http_api.issuer import IssuerKey, Jwk, Jwks
 from aegis_protocol.signing import b64
 from aegis_protocol.states import JobState
 from control_fixtures import AGENTS, Bench, FakeAgent, bench, key_of
@@ -265,6 +267,19 @@ async def test_an_export_is_whole_for_who_has_keys_from_before_or_after_a_change
         strange = await call(tmp, *offline, str(tmp / "strange.json"))
         assert strange.code == 1
         assert {problem["code"] for problem in strange.data["problems"]} == {"unsigned"}
+
+
+@pytest.mark.sqlite
+@pytest.mark.parametrize("x", ["", "!", "A" * 42, "A" * 100])
+async def test_a_key_set_with_what_is_no_key_is_said_to_be_none(tmp: Path, x: str) -> None:
+    successor = IssuerKey(kid="new", x="A" * 43, prev_kid="old", sig="A" * 86)
+    seal = AuditSeal(keys=(successor,))
+    (tmp / "a.jsonl").write_text(json.dumps({"type": "seal"} | seal.model_dump(mode="json")))
+    (tmp / "keys.json").write_text(Jwks(keys=(Jwk(kid="old", x=x),)).model_dump_json())
+    offline = "audit", "verify", "--file", str(tmp / "a.jsonl"), "--jwks"
+    ended = await call(tmp, *offline, str(tmp / "keys.json"))
+    assert ended.code == 1
+    assert "audit.file_unusable" in ended.err and "Traceback" not in ended.err
 
 
 @pytest.mark.sqlite

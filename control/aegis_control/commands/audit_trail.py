@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 from aegis_protocol.audit import AuditHead, AuditList, AuditRecord, AuditSeal
 from aegis_protocol.errors import AegisError
 from aegis_protocol.http_api.issuer import IssuerKey, Jwks
-from aegis_protocol.issuer_keys import followed
+from aegis_protocol.issuer_keys import followed, sound
 from pydantic import ValidationError
 
 from aegis_control.audit_check import ChainCheck, Problem
@@ -161,8 +161,15 @@ def _lines(file: Path) -> Iterator[AuditSeal | AuditRecord]:
 def _keys(file: Path) -> tuple[IssuerKey, ...]:
     try:
         found = Jwks.model_validate_json(file.read_bytes())
+        keys = tuple(IssuerKey(kid=key.kid, x=key.x) for key in found.keys)
     except (OSError, ValidationError) as exc:
-        raise AuditFileUnusable(
-            f"{file} is no key set", remedy="Get it from control's /.well-known/jwks.json."
-        ) from exc
-    return tuple(IssuerKey(kid=key.kid, x=key.x) for key in found.keys)
+        raise _no_key_set(file) from exc
+    if sound(keys) != keys:
+        raise _no_key_set(file)
+    return keys
+
+
+def _no_key_set(file: Path) -> AuditFileUnusable:
+    return AuditFileUnusable(
+        f"{file} is no key set", remedy="Get it from control's /.well-known/jwks.json."
+    )
