@@ -2,19 +2,47 @@
 A second host on this machine: a network namespace with a cable to this one, which can be cut.
 
 Its addresses are of the range for tests of networks (RFC 2544), and each host has its own.
+
+Links of other tests may take such an address for a way, and break when it goes. A test that can't
+have that makes a network of its own.
 """
 
 from __future__ import annotations
 
+import ctypes
 import ipaddress
 import os
 import secrets
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 _RANGE: Final = ipaddress.IPv4Network("198.18.0.0/15")
+
+
+_CLONE_NEWNET: Final = 0x40000000  # sched.h
+
+
+@contextmanager
+def a_network_of_its_own() -> Iterator[None]:
+    """
+    This thread, and every program it starts, is on a host by itself: loopback, and one address
+    that stays.
+    """
+    system = ctypes.CDLL(None, use_errno=True)
+    with Path("/proc/thread-self/ns/net").open("rb") as before:
+        assert system.unshare(_CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+        try:
+            _run("ip", "link", "set", "lo", "up")
+            _run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth1")
+            _run("ip", "addr", "add", f"{_a_network()[1]}/30", "dev", "eth0")
+            for end in ("eth0", "eth1"):
+                _run("ip", "link", "set", end, "up")
+            yield
+        finally:
+            assert system.setns(before.fileno(), _CLONE_NEWNET) == 0
 
 
 class OtherHost:

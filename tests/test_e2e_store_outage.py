@@ -12,13 +12,14 @@ from urllib.request import urlopen
 import pytest
 from databases import a_server
 from fixtures_platformio import platformio_home
+from other_host import a_network_of_its_own
 from stand import Stand, a_stand, copy_project
 
 __all__ = ["platformio_home"]
 
 pytestmark = [
     pytest.mark.long,
-    pytest.mark.requires("bwrap", "riscv64-unknown-elf-gcc"),
+    pytest.mark.requires("root", "ip", "bwrap", "riscv64-unknown-elf-gcc"),
     pytest.mark.timeout(400),
 ]
 
@@ -37,6 +38,7 @@ def test_a_minute_without_the_store_stops_no_terminal_and_loses_no_job_that_wait
     platformio_home: Path, tmp_path: Path
 ) -> None:
     with (
+        a_network_of_its_own(),  # a link that breaks could not be made again meanwhile
         a_server() as server,
         a_stand(platformio_home, AEGIS_DATABASE_URL=server.url()) as stand,
     ):
@@ -56,7 +58,7 @@ def test_a_minute_without_the_store_stops_no_terminal_and_loses_no_job_that_wait
         while time.monotonic() - gone_at < GONE_S:
             time.sleep(5)
             before, seen = seen, running.output().count("tick")
-            assert seen > before, "the terminal stood still"
+            assert seen > before, f"the terminal stood still: {running.output()[-500:]}"
             assert _health(stand) == (503, "error")
         server.start()
 
