@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from collections.abc import Callable
 
 import psutil
 import pytest
+import uvloop
 from aegis_links import transport
 from aegis_links.certificate import Certificate
 from aegis_links.peer_link import PeerLink
@@ -68,12 +70,18 @@ async def test_links_leave_neither_memory_nor_descriptors_nor_tasks() -> None:
     assert process.memory_info().rss - before_bytes < MOST_BYTES
 
 
-async def test_a_link_that_is_canceled_at_any_step_of_its_beginning_gives_its_sockets_back(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("loop", [None, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_a_link_that_is_canceled_at_any_step_of_its_beginning_gives_its_sockets_back(
+    monkeypatch: pytest.MonkeyPatch, loop: Callable[[], asyncio.AbstractEventLoop] | None
 ) -> None:
     """A machine has several addresses, and a socket for each is opened one after the other."""
     addresses = [f"127.0.0.{number}" for number in range(1, 6)]
     monkeypatch.setattr(ice, "get_host_addresses", lambda **kinds: addresses)
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(_cancel_at_each_step())
+
+
+async def _cancel_at_each_step() -> None:
     certificate = Certificate.generate()
     this = psutil.Process()
     before = len(this.net_connections("udp"))

@@ -1,5 +1,5 @@
 """
-Gathering of this machine's own addresses by ICE, one at a time, and of what STUN sees of them.
+Gathering by ICE: this machine's own addresses, and what a STUN server sees of them.
 
 aioice opens a socket for each address, one after the other, and takes note of them when all are
 there: canceled in between, it would leave those that were open already. And it would leave its
@@ -14,8 +14,10 @@ import ipaddress
 from aioice import Candidate
 from aioice.ice import Connection, server_reflexive_candidate
 
+from aegis_links.uninterrupted import uninterrupted
 
-async def each_alone(
+
+async def gathered(
     connection: Connection,
     stun: tuple[str, int] | None,
     component: int,
@@ -27,13 +29,9 @@ async def each_alone(
 
     stun  host and port of the server to ask; IPv4 alone is asked for
     """
-    found = await asyncio.gather(
-        *(
-            Connection.get_component_candidates(connection, component, [address], timeout)
-            for address in addresses
-        )
+    hosts = await uninterrupted(  # no step of it waits for anybody
+        Connection.get_component_candidates(connection, component, addresses)
     )
-    hosts = [candidate for candidates in found for candidate in candidates]
     return hosts if stun is None else hosts + await _seen_by(stun, connection, timeout)
 
 

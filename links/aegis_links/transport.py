@@ -46,7 +46,7 @@ from aegis_links.datagram_queue import DatagramQueue
 from aegis_links.fast.dtls import FastDtls
 from aegis_links.fast.guard import is_fast
 from aegis_links.fast.receiving import Breach
-from aegis_links.gathering import each_alone
+from aegis_links.gathering import gathered
 from aegis_links.ice_servers import LiveServers
 from aegis_links.relay import add_relayed, give_back
 from aegis_links.session_description import DtlsRole, RemoteDescription, write_description
@@ -91,7 +91,7 @@ class Transport:
         connection.ice_controlling = offering
         connection._queue = DatagramQueue()
         connection.get_component_candidates = partial(  # type: ignore[method-assign]
-            each_alone, connection, stun
+            gathered, connection, stun
         )
         connection.query_consent = partial(query_consent, connection)  # type: ignore[method-assign]
         connection.protocol_lost = self._socket_lost  # type: ignore[method-assign]
