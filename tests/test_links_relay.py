@@ -170,6 +170,30 @@ async def test_a_server_that_refuses_without_a_code_is_told_and_the_next_is_aske
             assert "typ relay" in link.offer_sdp
 
 
+async def test_an_address_that_came_while_the_link_was_canceled_is_given_back(
+    turn: TurnServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+
+    async def late(**settings: Any) -> Any:
+        _, protocol = found = await relayed_candidate(**settings)
+        given.append(protocol.transport)
+        await asyncio.sleep(0.05)  # the answer is on its way
+        return found
+
+    async def begin() -> None:
+        async with _relay_only(turn, turn.servers("tcp")):
+            pytest.fail("it was canceled")
+
+    monkeypatch.setattr(relay, "relayed_candidate", late)
+    beginning = asyncio.create_task(begin())
+    await until(lambda: given)
+    beginning.cancel()
+    await asyncio.gather(beginning, return_exceptions=True)
+    assert beginning.cancelled()
+    await until(lambda: not connections_to(turn))
+
+
 @asynccontextmanager
 async def answering_once(*, for_ever: bool = False) -> AsyncIterator[str]:
     """The URL of a server that answers a knock, by an error without a code, and nothing more."""

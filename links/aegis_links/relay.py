@@ -20,11 +20,13 @@ from aegis_protocol.failures.link import (
     RelayUnavailable,
     RelayUnreachable,
 )
+from aioice import Candidate
 from aioice.ice import Connection, StunProtocol, relayed_candidate
 from aioice.stun import TransactionFailed, TransactionTimeout
 from aioice.turn import TurnTransport
 
 from aegis_links.ice_servers import LiveServers, ServerAddress, those_that_answer
+from aegis_links.uninterrupted import uninterrupted
 
 ASK_DEADLINE_S: Final = 5.0
 """For all that are asked; each is given half of what is left of it, while others wait."""
@@ -61,11 +63,8 @@ async def add_relayed(
             break
         asked = waiting.pop(0)
         elsewhere = [turn for turn in waiting if turn.place != asked.place]
-        try:
-            async with asyncio.timeout(left_s / 2 if elsewhere or unheard else left_s):
-                refused = await _ask(connection, asked, servers, hides_address=hides_address)
-        except TimeoutError:
-            refused = RelayUnreachable(f"The TURN server {asked.url} gave no address in time.")
+        limit_s = left_s / 2 if elsewhere or unheard else left_s
+        refused = await _ask(connection, asked, servers, limit_s, hides_address=hides_address)
         if refused is None:
             return None
         first = first or refused
@@ -93,10 +92,15 @@ async def give_back(connection: Connection) -> None:
 
 
 async def _ask(
-    connection: Connection, turn: ServerAddress, servers: LiveServers, *, hides_address: bool
+    connection: Connection,
+    turn: ServerAddress,
+    servers: LiveServers,
+    limit_s: float,
+    *,
+    hides_address: bool,
 ) -> RelayUnavailable | None:
-    try:
-        candidate, protocol = await relayed_candidate(
+    asking = asyncio.ensure_future(
+        relayed_candidate(
             component=_COMPONENT,
             hide_related_address=hides_address,
             protocol_factory=lambda: StunProtocol(connection),
@@ -107,6 +111,23 @@ async def _ask(
             turn_ssl=(servers.tls or True) if turn.transport == "tls" else False,  # type: ignore[arg-type]
             turn_transport="udp" if turn.transport == "udp" else "tcp",
         )
+    )
+    try:
+        await asyncio.wait({asking}, timeout=limit_s)
+    except asyncio.CancelledError:
+        # The server may have given an address by now: it is taken, to be given back with the rest.
+        try:
+            await uninterrupted(_settled(asking, GIVE_BACK_LIMIT_S))
+        finally:
+            if not asking.cancelled() and asking.exception() is None:
+                connection._protocols.append(asking.result()[1])
+        raise
+    if not asking.done():
+        await uninterrupted(_settled(asking, 0))
+    try:
+        candidate, protocol = asking.result()
+    except asyncio.CancelledError:
+        return RelayUnreachable(f"The TURN server {turn.url} gave no address in time.")
     except TransactionFailed as exc:
         return _refusal(turn, *exc.response.attributes.get("ERROR-CODE", _NO_CODE))
     except TransactionTimeout:
@@ -116,6 +137,14 @@ async def _ask(
     connection._protocols.append(protocol)
     connection._local_candidates.append(candidate)
     return None
+
+
+async def _settled(asking: asyncio.Future[tuple[Candidate, StunProtocol]], limit_s: float) -> None:
+    """Return when `asking` is done: canceled, if it takes longer."""
+    if not asking.done() and limit_s:
+        await asyncio.wait({asking}, timeout=limit_s)
+    asking.cancel()
+    await asyncio.wait({asking})
 
 
 def _none_answers(servers: LiveServers) -> RelayUnreachable:
