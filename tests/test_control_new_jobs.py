@@ -13,6 +13,7 @@ from aegis_control.new_job import Granted, NewJob
 from aegis_control.store import jobs as kept_jobs
 from aegis_control.store.jobs import JobRecord
 from aegis_protocol.actions import Role
+from aegis_protocol.failures.http import Unavailable
 from aegis_protocol.http_api.grants import GrantRequest
 from aegis_protocol.states import JobState
 from control_fixtures import FINGERPRINT, Answered, Bench, bench, board, key_of, link_of
@@ -185,3 +186,23 @@ async def test_a_key_that_is_revoked_while_its_request_waits_gets_no_job(
         async with b.served.control.database.read() as conn:
             assert await kept_jobs.recent(conn, None, limit=9) == ()
         assert (await b.client().granted()).state is JobState.ASSIGNED
+
+
+async def test_who_asks_when_the_last_tick_is_over_is_told_at_once(tmp: Path) -> None:
+    async with bench(tmp / "s") as b:
+        control = b.served.control
+        me = Identity("mcp", Role.FLASHER)
+        request = GrantRequest(peer_fingerprint=FINGERPRINT, required_channels=("espctl",))
+        decision = await control.granting.decide(me, request)
+
+        async def never(change: Change, job: JobRecord) -> Granted | None:
+            raise AssertionError(job.id)
+
+        new = NewJob(me, request, decision, key=None, most_waiting=9, grant=never)
+        control.stop()
+        before = asyncio.ensure_future(control.placement.ask(new))
+        with pytest.raises(Unavailable):
+            await before
+        async with asyncio.timeout(5):
+            with pytest.raises(Unavailable):
+                await control.placement.ask(new)

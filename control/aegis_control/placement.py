@@ -47,6 +47,7 @@ _AFTER_TROUBLE_S: Final = 1.0
 _SETTLE_S: Final = 5.0
 _DOUBT_S: Final = 300.0
 """So long after a key was revoked somebody may wait here who came with one that was good then."""
+_STOPPING: Final = "control is stopping"
 _MOST_AT_ONCE: Final = 32
 """New jobs in one tick: with SQLite it holds up everything else while it works."""
 
@@ -92,6 +93,7 @@ class Placement:
         self._quiet_until_s = 0.0
         self._upcoming: asyncio.Future[None] | None = None
         self._asked: list[_Asked] = []
+        self._ended = False
         self._doubt_until_s = 0.0
         database.bus.subscribe("keys", lambda _: self._doubt())
 
@@ -111,6 +113,8 @@ class Placement:
 
         Raises what `new` refuses with, DBAPIError, Unavailable.
         """
+        if self._ended:
+            raise Unavailable(_STOPPING)
         asked = _Asked(new, asyncio.get_running_loop().create_future())
         self._asked.append(asked)
         self._changed.set()
@@ -131,7 +135,8 @@ class Placement:
                 await asyncio.sleep(self._quiet_until_s - time.monotonic())
                 await self._turn(ledger)
         finally:
-            self._refuse(self._asked, Unavailable("control is stopping"))
+            self._ended = True
+            self._refuse(self._asked, Unavailable(_STOPPING))
 
     async def _turn(self, ledger: Jobs) -> None:
         self._changed.clear()
