@@ -35,7 +35,8 @@ _BACKLOG: Final = 512
 _IDLE_S: Final = 75.0
 _LINGER_S: Final = 2.0
 """How long what still comes from who was refused is taken, so that the answer is read."""
-_SHUTDOWN_S: Final = 2.0
+_SHUTDOWN_S: Final = 4.0
+"""Longer than a link or a stream takes to be cut: aiohttp stumbles over one that ends with it."""
 
 
 @asynccontextmanager
